@@ -1,0 +1,1 @@
+"""Figures and pages drawn from the ledger. Nothing but the command line imports it."""

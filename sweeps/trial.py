@@ -1,0 +1,181 @@
+"""The nouns of a sweep: what was tried (`Candidate`) and what happened (`Trial`).
+
+Standard library only, so that a command which reads the ledger starts in milliseconds.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cached_property
+from typing import Any
+
+SCHEMA_VERSION = 1
+
+AxisValue = bool | int | float | str
+
+
+class Status(Enum):
+    """What became of a trial. Derived from its record, never stored beside it."""
+
+    COMPLETED = "completed"
+    INFEASIBLE = "infeasible"
+    PRUNED = "pruned"
+    FAILED = "failed"
+
+
+class Reason(Enum):
+    """Why a trial has no place on the front, and what a user may do about it."""
+
+    RECEPTIVE_FIELD = "receptive field over the limit"
+    PARAMETERS = "parameters over the limit"
+    RTF = "real-time factor over the limit"
+    PRUNED = "stopped early"
+    DIVERGED = "loss became NaN or infinite; lower the learning rate"
+    OUT_OF_MEMORY = "out of memory; lower the batch size"
+    EXPORT_MISMATCH = "exported model differs from the trained one"
+    CRASHED = "worker died"
+    ERROR = "unexpected error"
+
+    @property
+    def status(self) -> Status:
+        """The status of a trial that ended for this reason."""
+        if self in (Reason.RECEPTIVE_FIELD, Reason.PARAMETERS, Reason.RTF):
+            return Status.INFEASIBLE
+        return Status.PRUNED if self is Reason.PRUNED else Status.FAILED
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One point of the search space. Hashable; its `id` names it everywhere.
+
+    Attributes:
+      values: `(axis, value)` pairs sorted by axis. Axes that have no effect on the model (say,
+        the dilation base of a one-layer stack) are left out by the space that made the
+        candidate, so that equal models are equal candidates.
+    """
+
+    values: tuple[tuple[str, AxisValue], ...]
+
+    @classmethod
+    def of(cls, values: Mapping[str, AxisValue]) -> "Candidate":
+        """Returns the candidate with these axis values, in canonical order."""
+        return cls(tuple(sorted(values.items())))
+
+    @cached_property
+    def id(self) -> str:
+        """Ten hexadecimal digits: the SHA-256 of the canonical JSON of `values`."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:10]
+
+    def to_json(self) -> str:
+        """Returns the canonical JSON: one object, keys sorted, no spaces."""
+        return json.dumps(dict(self.values), separators=(",", ":"), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Candidate":
+        """Returns the candidate that `to_json` wrote."""
+        return cls.of(json.loads(text))
+
+    def __getitem__(self, axis: str) -> AxisValue:
+        return dict(self.values)[axis]
+
+    def get(self, axis: str, default: AxisValue | None = None) -> AxisValue | None:
+        """Returns an axis's value, or `default` where the candidate does not have the axis."""
+        return dict(self.values).get(axis, default)
+
+
+def _metric(unit: str, description: str) -> Any:
+    """Declares one optional metric column, with its unit and its meaning."""
+    return field(default=None, metadata={"unit": unit, "description": description})
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured of one candidate. A metric that was not reached is None.
+
+    Every field is a column of the ledger and may be named in `sweeps front`.
+    `rtf` is processing time over audio time (lower is better; x real time is its inverse). It
+    compares only within one host; `rtf_ratio`, against the reference model measured in the same
+    loop, compares across hosts.
+    """
+
+    val_loss: float | None = _metric("", "spectral loss of the exported model, validation clips")
+    train_loss: float | None = _metric("", "mean spectral loss of the last training steps")
+    rtf: float | None = _metric("s/s", "processing time / audio time, low quantile, one thread")
+    rtf_ratio: float | None = _metric("x reference", "rtf / rtf of DDSP-CNN-Tiny, interleaved")
+    rtf_ratio_low: float | None = _metric("x reference", "lower end of the 95% interval")
+    rtf_ratio_high: float | None = _metric("x reference", "upper end of the 95% interval")
+    reference_rtf: float | None = _metric("s/s", "rtf of the reference in the same loop")
+    p50_seconds: float | None = _metric("s", "median time of one call")
+    p95_seconds: float | None = _metric("s", "95th percentile of one call")
+    p99_seconds: float | None = _metric("s", "99th percentile of one call")
+    parameters: int | None = _metric("", "decoder weights, with the output layer")
+    parameters_with_reverb: int | None = _metric("", "decoder weights and reverb taps")
+    macs_per_frame: int | None = _metric("", "multiply-accumulates of one frame")
+    receptive_field_frames: int | None = _metric("frames", "input frames that one output sees")
+    receptive_field_seconds: float | None = _metric("s", "the same in seconds")
+    export_max_error: float | None = _metric("", "largest |ONNX - TensorFlow| over the controls")
+    model_bytes: int | None = _metric("bytes", "size of decoder.onnx")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a record comes from: enough to trust it and to make it again."""
+
+    host: str = ""
+    host_fingerprint: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    gin_config: str = ""
+    dataset_fingerprint: str = ""
+    seed: int = 0
+    train_steps: int = 0
+    started_at: float = 0.0
+    finished_at: float = 0.0
+    train_seconds: float = 0.0
+    measure_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate and what happened to it: metrics, or the reason why there are none.
+
+    Attributes:
+      sweep: Name of the sweep that the trial belongs to.
+      candidate: What was tried. Its id is the trial's id: a sweep tries a candidate once.
+      measurement: What was measured, as far as the trial came.
+      reason: Why the trial has no place on the front; None when it has one.
+      detail: The reason in particular: the step and the last finite loss, the limit and the
+        value that broke it, the exception.
+      provenance: Host, versions, configuration, times.
+    """
+
+    sweep: str
+    candidate: Candidate
+    measurement: Measurement = field(default_factory=Measurement)
+    reason: Reason | None = None
+    detail: str = ""
+    provenance: Provenance = field(default_factory=Provenance)
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def id(self) -> str:
+        """The candidate's id."""
+        return self.candidate.id
+
+    @property
+    def status(self) -> Status:
+        """Derived from `reason`, so that it cannot disagree with it."""
+        return Status.COMPLETED if self.reason is None else self.reason.status
+
+    def metric(self, name: str) -> float | None:
+        """Returns a metric by column name; None where the trial did not reach it."""
+        value: float | None = getattr(self.measurement, name)
+        return value
+
+
+METRICS: Mapping[str, dataclasses.Field[Any]] = {
+    f.name: f for f in dataclasses.fields(Measurement)
+}
+"""Every metric by name; `.metadata` holds its unit and description."""

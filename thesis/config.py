@@ -1,0 +1,263 @@
+"""What can be configured: a frozen, validated dataclass for each stage, and its name in gin.
+
+No TensorFlow here: parameter counts and receptive fields are closed forms of the configuration,
+so a candidate that is too large is turned away before anything heavy is imported.
+The rest of the library is gin-free and takes these dataclasses.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import gin
+
+from thesis.errors import ConfigError
+
+N_INPUTS = 2
+"""Decoder inputs a frame: scaled loudness and scaled f0, in this order."""
+
+
+def _check_range(owner: object, name: str, low: float, high: float) -> None:
+    value = getattr(owner, name)
+    if not low <= value <= high:
+        raise ConfigError(
+            f"{type(owner).__name__}.{name} = {value!r} is outside its range",
+            hint=f"{name} must be between {low:g} and {high:g}",
+        )
+
+
+def _check_types(owner: object) -> None:
+    """Raises ConfigError for a value of another type than its field, before it does harm."""
+    hints = get_type_hints(type(owner))
+    for f in fields(owner):  # type: ignore[arg-type]
+        value, hint = getattr(owner, f.name), hints[f.name]
+        if get_origin(hint) is Literal:
+            choices = get_args(hint)
+            if value not in choices:
+                raise ConfigError(
+                    f"{type(owner).__name__}.{f.name} = {value!r} is not a choice",
+                    hint=f"{f.name} must be one of {', '.join(map(repr, choices))}",
+                )
+            continue
+        allowed = (int, float) if hint is float else hint
+        # bool is an int to Python; `channels = True` is a mistake all the same.
+        if not isinstance(value, allowed) or (isinstance(value, bool) and hint is not bool):
+            raise ConfigError(
+                f"{type(owner).__name__}.{f.name} = {value!r} has the wrong type",
+                hint=f"{f.name} must be of type {hint.__name__}",
+            )
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """A stack of dilated 1-D convolutions from controls to synthesiser parameters.
+
+    The decoder of DDSP-CNN: an input convolution, then `stacks` times `layers_per_stack` residual
+    blocks with dilation `dilation_base ** layer`, then a linear output layer.
+
+    Attributes:
+      channels: Width of every hidden layer, 1 to 1024.
+      layers_per_stack: Residual blocks in a stack, 1 to 12.
+      stacks: How often the pattern of dilations repeats, 1 to 12.
+      kernel_size: Frames that one convolution sees, 1 to 15.
+      dilation_base: Base of the dilation, 1 to 8; 1 means no dilation.
+      block: 'plain', one dilated convolution; or 'inverted_bottleneck', expand 1x1, depthwise
+        dilated, project 1x1 (Sandler et al. 2018, MobileNetV2).
+      expansion: Channel multiplier inside an inverted bottleneck, 1 to 8. Without effect on plain
+        blocks.
+      causal: Pad on the left only, so that no output frame sees a later input frame.
+      norm: 'frame', layer norm over the channels of each frame (streamable); 'none'.
+    """
+
+    channels: int = 8
+    layers_per_stack: int = 3
+    stacks: int = 2
+    kernel_size: int = 3
+    dilation_base: int = 3
+    block: Literal["plain", "inverted_bottleneck"] = "plain"
+    expansion: int = 2
+    causal: bool = True
+    norm: Literal["none", "frame"] = "frame"
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        _check_range(self, "channels", 1, 1024)
+        _check_range(self, "layers_per_stack", 1, 12)
+        _check_range(self, "stacks", 1, 12)
+        _check_range(self, "kernel_size", 1, 15)
+        _check_range(self, "dilation_base", 1, 8)
+        _check_range(self, "expansion", 1, 8)
+
+    @property
+    def dilations(self) -> tuple[int, ...]:
+        """Dilation of each residual block, in frames, first block first."""
+        return tuple(self.dilation_base**layer for layer in range(self.layers_per_stack)) * (
+            self.stacks
+        )
+
+    @property
+    def receptive_field_frames(self) -> int:
+        """Input frames that one output frame depends on: `1 + (k-1) * (1 + sum of dilations)`."""
+        return 1 + (self.kernel_size - 1) * (1 + sum(self.dilations))
+
+    def inactive_parameters(self) -> frozenset[str]:
+        """Names of parameters whose value makes no difference to this model."""
+        inactive = set()
+        if self.block == "plain":
+            inactive.add("expansion")
+        if self.layers_per_stack == 1 or self.kernel_size == 1:
+            inactive.add("dilation_base")
+        if self.kernel_size == 1:
+            inactive.add("causal")
+        return frozenset(inactive)
+
+    def parameter_count(self, n_outputs: int) -> int:
+        """Returns the number of trainable weights, the output layer included."""
+        ch, k, normed = self.channels, self.kernel_size, self.norm == "frame"
+
+        def conv(weights: int, ch_out: int) -> int:
+            # A normalised convolution has no bias: the norm's scale and shift do its work.
+            return weights + (2 * ch_out if normed else ch_out)
+
+        wide = ch * self.expansion
+        block = (
+            conv(k * ch * ch, ch)
+            if self.block == "plain"
+            else conv(ch * wide, wide) + conv(k * wide, wide) + conv(wide * ch, ch)
+        )
+        n_blocks = self.stacks * self.layers_per_stack
+        return conv(k * N_INPUTS * ch, ch) + n_blocks * block + (ch + 1) * n_outputs
+
+    def macs_per_frame(self, n_outputs: int) -> int:
+        """Returns the multiply-accumulates of the convolutions for one frame."""
+        ch, k, wide = self.channels, self.kernel_size, self.channels * self.expansion
+        block = k * ch * ch if self.block == "plain" else 2 * ch * wide + k * wide
+        return k * N_INPUTS * ch + self.stacks * self.layers_per_stack * block + ch * n_outputs
+
+
+@dataclass(frozen=True)
+class SynthConfig:
+    """Harmonic oscillators, filtered noise and a trainable reverb (Engel et al. 2020, DDSP).
+
+    Sample rate and hop size are facts of the dataset and are not repeated here.
+
+    Attributes:
+      n_harmonics: Sinusoids at multiples of f0, 1 to 200.
+      n_noise_bands: Bands of the noise filter from 0 Hz to Nyquist, 2 to 257.
+      reverb_seconds: Length of the impulse response, 0 to 4 s; 0 leaves the reverb out.
+    """
+
+    n_harmonics: int = 60
+    n_noise_bands: int = 65
+    reverb_seconds: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        _check_range(self, "n_harmonics", 1, 200)
+        _check_range(self, "n_noise_bands", 2, 257)
+        _check_range(self, "reverb_seconds", 0, 4)
+
+    @property
+    def n_outputs(self) -> int:
+        """Channels of the decoder's output: amplitude, harmonic distribution, noise magnitudes."""
+        return 1 + self.n_harmonics + self.n_noise_bands
+
+    def reverb_length(self, sample_rate: int) -> int:
+        """Returns the number of taps of the impulse response."""
+        return round(self.reverb_seconds * sample_rate)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained.
+
+    Attributes:
+      steps: Optimiser steps.
+      batch_size: Clips a step.
+      learning_rate: Adam's initial step size.
+      decay_rate: Factor of the exponential decay, every `decay_steps` steps, as in ddsp.
+      decay_steps: Steps between two decays.
+      clip_norm: Global norm to which gradients are clipped.
+      crop_seconds: Length of the random crop of a clip that a step sees; 0 takes whole clips.
+      checkpoint_every: Steps between two checkpoints.
+      seed: Seeds the weights, the order of the clips and the noise.
+    """
+
+    steps: int = 300
+    batch_size: int = 8
+    learning_rate: float = 3e-3
+    decay_rate: float = 0.98
+    decay_steps: int = 10_000
+    clip_norm: float = 3.0
+    crop_seconds: float = 0.0
+    checkpoint_every: int = 50
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        _check_range(self, "steps", 0, 10_000_000)
+        _check_range(self, "batch_size", 1, 512)
+        _check_range(self, "learning_rate", 1e-8, 10.0)
+        _check_range(self, "decay_rate", 0.0, 1.0)
+        _check_range(self, "decay_steps", 1, 10_000_000)
+        _check_range(self, "clip_norm", 1e-6, 1e6)
+        _check_range(self, "crop_seconds", 0.0, 600.0)
+        _check_range(self, "checkpoint_every", 1, 10_000_000)
+        _check_range(self, "seed", 0, 2**31 - 1)
+
+
+@dataclass(frozen=True)
+class MeasureConfig:
+    """How long the real-time factor is measured.
+
+    Attributes:
+      seconds: Wall-clock budget of one interleaved measurement.
+      min_calls: Calls of each model at the least, however long they take.
+      max_calls: Calls of each model at the most.
+    """
+
+    seconds: float = 2.0
+    min_calls: int = 50
+    max_calls: int = 4000
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        _check_range(self, "seconds", 0.01, 600)
+        _check_range(self, "min_calls", 10, 1_000_000)
+        _check_range(self, "max_calls", 10, 1_000_000)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that one trial is made from."""
+
+    decoder: DecoderConfig
+    synth: SynthConfig
+    train: TrainConfig
+    measure: MeasureConfig
+
+
+REFERENCE_DECODER = DecoderConfig()
+"""DDSP-CNN-Tiny: what `rtf_ratio` is measured against."""
+
+# gin returns wrappers: they fill in bindings, while the classes themselves stay gin-free.
+STAGES: dict[str, Any] = {
+    "DilatedConvStack": gin.external_configurable(DecoderConfig, "DilatedConvStack"),
+    "Synth": gin.external_configurable(SynthConfig, "Synth"),
+    "train": gin.external_configurable(TrainConfig, "train"),
+    "measure": gin.external_configurable(MeasureConfig, "measure"),
+}
+"""Name in gin files -> the configuration that its bindings fill in."""
+
+
+def from_gin() -> ModelConfig:
+    """Returns the model configuration that the parsed gin bindings describe.
+
+    Raises:
+      ConfigError: A bound value has the wrong type or is outside its range.
+    """
+    return ModelConfig(
+        decoder=STAGES["DilatedConvStack"](),
+        synth=STAGES["Synth"](),
+        train=STAGES["train"](),
+        measure=STAGES["measure"](),
+    )

@@ -1,0 +1,43 @@
+"""Errors that a user can mend: one line that says what is wrong, one hint on what to do."""
+
+
+class UserError(Exception):
+    """Something that the user can mend.
+
+    Attributes:
+      message: One line: what is wrong, with the offending value.
+      hint: One line: what to do about it. May be empty.
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Errors cross process boundaries; the default would drop the keyword-only hint.
+        return (_rebuild, (type(self), self.message, self.hint))
+
+
+def _rebuild(cls: type[UserError], message: str, hint: str) -> UserError:
+    return cls(message, hint=hint)
+
+
+class AudioError(UserError):
+    """A recording that cannot be read or used."""
+
+
+class DatasetError(UserError):
+    """A dataset that is missing, broken, or of another schema version."""
+
+
+class ConfigError(UserError):
+    """A gin file, binding or value that the models do not accept."""
+
+
+class ExportError(UserError):
+    """A model whose exported form is missing, broken, or differs from the trained one."""
+
+
+class BundleError(UserError):
+    """A model bundle that is incomplete, tampered with, or in the way."""
