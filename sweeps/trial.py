@@ -175,7 +175,5 @@ class Trial:
         return value
 
 
-METRICS: Mapping[str, dataclasses.Field[Any]] = {
-    f.name: f for f in dataclasses.fields(Measurement)
-}
+METRICS: Mapping[str, dataclasses.Field[Any]] = {f.name: f for f in dataclasses.fields(Measurement)}
 """Every metric by name; `.metadata` holds its unit and description."""

@@ -5,6 +5,7 @@ so a candidate that is too large is turned away before anything heavy is importe
 The rest of the library is gin-free and takes these dataclasses.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -16,11 +17,15 @@ N_INPUTS = 2
 """Decoder inputs a frame: scaled loudness and scaled f0, in this order."""
 
 
+def _gin_name(owner: object) -> str:
+    return next(name for name, stage in CONFIGS.items() if isinstance(owner, stage))
+
+
 def _check_range(owner: object, name: str, low: float, high: float) -> None:
     value = getattr(owner, name)
     if not low <= value <= high:
         raise ConfigError(
-            f"{type(owner).__name__}.{name} = {value!r} is outside its range",
+            f"{_gin_name(owner)}.{name} = {value!r} is outside its range",
             hint=f"{name} must be between {low:g} and {high:g}",
         )
 
@@ -34,7 +39,7 @@ def _check_types(owner: object) -> None:
             choices = get_args(hint)
             if value not in choices:
                 raise ConfigError(
-                    f"{type(owner).__name__}.{f.name} = {value!r} is not a choice",
+                    f"{_gin_name(owner)}.{f.name} = {value!r} is not a choice",
                     hint=f"{f.name} must be one of {', '.join(map(repr, choices))}",
                 )
             continue
@@ -42,7 +47,7 @@ def _check_types(owner: object) -> None:
         # bool is an int to Python; `channels = True` is a mistake all the same.
         if not isinstance(value, allowed) or (isinstance(value, bool) and hint is not bool):
             raise ConfigError(
-                f"{type(owner).__name__}.{f.name} = {value!r} has the wrong type",
+                f"{_gin_name(owner)}.{f.name} = {value!r} has the wrong type",
                 hint=f"{f.name} must be of type {hint.__name__}",
             )
 
@@ -235,18 +240,31 @@ class ModelConfig:
     train: TrainConfig
     measure: MeasureConfig
 
+    @classmethod
+    def of_stages(cls, stages: Mapping[str, Any]) -> "ModelConfig":
+        """Returns the configuration whose parts `stages_of` took apart."""
+        return cls(*(stages[name] for name in CONFIGS))
+
+
+CONFIGS: dict[str, type] = {
+    "DilatedConvStack": DecoderConfig,
+    "Synth": SynthConfig,
+    "train": TrainConfig,
+    "measure": MeasureConfig,
+}
+"""Name in gin files -> the configuration of that stage, in the order of ModelConfig's fields."""
+
+# gin returns wrappers: they fill in bindings, while the classes themselves stay gin-free.
+_FROM_GIN = {name: gin.external_configurable(config, name) for name, config in CONFIGS.items()}
 
 REFERENCE_DECODER = DecoderConfig()
 """DDSP-CNN-Tiny: what `rtf_ratio` is measured against."""
 
-# gin returns wrappers: they fill in bindings, while the classes themselves stay gin-free.
-STAGES: dict[str, Any] = {
-    "DilatedConvStack": gin.external_configurable(DecoderConfig, "DilatedConvStack"),
-    "Synth": gin.external_configurable(SynthConfig, "Synth"),
-    "train": gin.external_configurable(TrainConfig, "train"),
-    "measure": gin.external_configurable(MeasureConfig, "measure"),
-}
-"""Name in gin files -> the configuration that its bindings fill in."""
+
+def stages_of(config: ModelConfig) -> dict[str, Any]:
+    """Returns the parts of a configuration by the names that gin knows them by."""
+    parts = (config.decoder, config.synth, config.train, config.measure)
+    return dict(zip(CONFIGS, parts, strict=True))
 
 
 def from_gin() -> ModelConfig:
@@ -255,9 +273,4 @@ def from_gin() -> ModelConfig:
     Raises:
       ConfigError: A bound value has the wrong type or is outside its range.
     """
-    return ModelConfig(
-        decoder=STAGES["DilatedConvStack"](),
-        synth=STAGES["Synth"](),
-        train=STAGES["train"](),
-        measure=STAGES["measure"](),
-    )
+    return ModelConfig.of_stages({name: make() for name, make in _FROM_GIN.items()})

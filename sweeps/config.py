@@ -1,0 +1,216 @@
+"""A run's configuration: gin files and overrides in, one resolved text and typed values out.
+
+gin's bindings are global to the process and are not sent to workers. So everything here clears,
+parses strictly and finalises in one breath, and what travels is the resolved text.
+"""
+
+import importlib.util  # noqa: F401  gin's resource reader uses it without importing it
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import gin
+
+from sweeps.errors import nearest
+from sweeps.space import SearchSpace, make_space
+from sweeps.trial import Candidate
+from thesis.config import CONFIGS, ModelConfig, from_gin, stages_of
+from thesis.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Beyond these a candidate is infeasible: it is recorded, not trained. None is no limit."""
+
+    receptive_field_seconds: float | None = None
+    parameters: int | None = None
+    rtf_ratio: float | None = None
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """How the space is searched.
+
+    Attributes:
+      objectives: Two or more metrics, traded against each other.
+      sampler: 'tpe' (multi-objective TPE, Ozaki et al. 2022), 'nsga2' or 'random'.
+      seed: Seeds the sampler.
+      limits: What makes a candidate infeasible.
+    """
+
+    objectives: tuple[str, ...]
+    sampler: Literal["tpe", "nsga2", "random"]
+    seed: int
+    limits: Limits
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A resolved run.
+
+    Attributes:
+      text: Every binding, with includes and overrides resolved: what is stored and sent.
+      model: The configuration that candidates vary.
+      sweep: How the space is searched.
+      space: What is varied.
+    """
+
+    text: str = field(repr=False)
+    model: ModelConfig
+    sweep: SweepConfig
+    space: SearchSpace
+
+    def text_for(self, candidate: Candidate) -> str:
+        """Returns the gin text of one candidate: the run's, then the candidate's own bindings."""
+        return "\n".join(
+            [self.text, f"# Candidate {candidate.id}", *self.space.bindings(candidate), ""]
+        )
+
+
+def _sweep(
+    objectives: Sequence[str] = ("val_loss", "rtf_ratio"),
+    sampler: str = "tpe",
+    seed: int = 0,
+    max_receptive_field_seconds: float | None = None,
+    max_parameters: int | None = None,
+    max_rtf_ratio: float | None = None,
+) -> SweepConfig:
+    samplers: Mapping[str, Literal["tpe", "nsga2", "random"]]
+    samplers = {"tpe": "tpe", "nsga2": "nsga2", "random": "random"}
+    if sampler not in samplers:
+        raise ConfigError(
+            f"no sampler named {sampler!r}",
+            hint=nearest(str(sampler), samplers, otherwise=f"choose from {', '.join(samplers)}"),
+        )
+    limits = Limits(max_receptive_field_seconds, max_parameters, max_rtf_ratio)
+    return SweepConfig(tuple(objectives), samplers[sampler], seed, limits)
+
+
+def _search_space(axes: Mapping[str, object] | None = None) -> Mapping[str, object]:
+    return axes or {}
+
+
+_SWEEP_STAGES: dict[str, Any] = {
+    "sweep": gin.external_configurable(_sweep, "sweep"),
+    "search_space": gin.external_configurable(_search_space, "search_space"),
+}
+
+
+def gin_root() -> Path:
+    """Returns the folder of the .gin files that come with the project."""
+    installed = Path(__file__).parent / "gin_files"
+    return installed if installed.is_dir() else Path(__file__).parents[1] / "gin"
+
+
+def find_run(name: str) -> Path:
+    """Returns the file of a run: a path, or the name of one that comes with the project.
+
+    Raises:
+      ConfigError: There is no such file.
+    """
+    runs = gin_root() / "runs"
+    for path in (Path(name), runs / name, runs / f"{name}.gin"):
+        if path.is_file():
+            return path
+    shipped = [path.stem for path in runs.glob("*.gin")]
+    raise ConfigError(
+        f"no run file '{name}'",
+        hint=nearest(Path(name).stem, shipped, otherwise=f"shipped are {', '.join(shipped)}"),
+    )
+
+
+def load_run(run_file: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Returns the run that a gin file and `key=value` overrides describe.
+
+    Args:
+      run_file: The gin file; its includes are looked up beside it and in `gin_root()`.
+      overrides: Bindings, 'train.steps=500' or 'STEPS=500', that win over the file's.
+
+    Raises:
+      ConfigError: A file or binding that gin or the models do not accept.
+      SpaceError: A search space that cannot be read.
+    """
+    with _strictly():
+        gin.clear_config()
+        for folder in (gin_root(), run_file.parent):
+            gin.add_config_file_search_path(str(folder))
+        gin.parse_config_file(str(run_file))
+        gin.parse_config([_binding(override) for override in overrides])
+        gin.finalize()
+    return _run_from_gin(gin.config_str(max_line_length=100))
+
+
+def parse_run(text: str) -> RunConfig:
+    """Returns the run that a resolved text describes (see `RunConfig.text`)."""
+    with _strictly():
+        gin.clear_config()
+        gin.parse_config(text)
+        gin.finalize()
+    return _run_from_gin(text)
+
+
+def parse_candidate(text: str, candidate: Candidate) -> ModelConfig:
+    """Returns the model that `RunConfig.text_for` described, checked against its candidate.
+
+    Raises:
+      ConfigError: As `load_run`, or an axis of the candidate does not reach the configuration.
+    """
+    run = parse_run(text)
+    stages = stages_of(run.model)
+    for axis in run.space.axes:
+        stage, _, parameter = axis.binding.rpartition(".")
+        wanted = candidate.get(axis.name)
+        if wanted is not None and getattr(stages[stage], parameter) != wanted:
+            raise ConfigError(
+                f"axis '{axis.name}' does not reach the model: {wanted!r} was asked for, "
+                f"{getattr(stages[stage], parameter)!r} is in force"
+            )
+    return run.model
+
+
+def _run_from_gin(text: str) -> RunConfig:
+    model = from_gin()
+    sweep = _SWEEP_STAGES["sweep"]()
+    space = make_space(_SWEEP_STAGES["search_space"](), model)
+    return RunConfig(text, model, sweep, space)
+
+
+def _binding(override: str) -> str:
+    """Returns the gin line of a `key=value` override.
+
+    gin takes any macro, also one that nothing uses; a misspelt knob would have no effect. So a
+    macro may be overridden only where the run file has set it.
+    """
+    key, equals, value = (part.strip() for part in override.partition("="))
+    if not (key and equals and value):
+        raise ConfigError(f"override '{override}' is no key=value", hint="--set STEPS=500")
+    if "." not in key:
+        knobs = re.findall(r"^(\w+) =", gin.config_str(), flags=re.MULTILINE)
+        if key not in knobs:
+            raise ConfigError(
+                f"no knob named '{key}'",
+                hint=nearest(key, knobs, otherwise=f"the run's knobs are {', '.join(knobs)}"),
+            )
+    # A bare word, which gin would refuse, is meant as a string.
+    word = value.isidentifier() and value not in ("True", "False", "None")
+    return f"{key} = {value!r}" if word else f"{key} = {value}"
+
+
+@contextmanager
+def _strictly() -> Iterator[None]:
+    """Turns what gin's parser raises into one line, and keeps its search for files quiet."""
+    logging.disable(logging.ERROR)  # it logs an error for each folder that does not hold a file
+    try:
+        yield
+    except (ValueError, SyntaxError, OSError) as error:
+        message = " ".join(str(error).split("\n")[0].split())
+        known = ", ".join([*CONFIGS, *_SWEEP_STAGES])
+        raise ConfigError(
+            f"gin: {message}", hint=f"parameters belong to {known}; see gin/ for their names"
+        ) from error
+    finally:
+        logging.disable(logging.NOTSET)
