@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import gin
 
+from thesis.architecture import Block, Conv, convs_of
 from thesis.errors import ConfigError
 
 N_INPUTS = 2
@@ -115,28 +116,38 @@ class DecoderConfig:
             inactive.add("causal")
         return frozenset(inactive)
 
+    def blocks(self, n_outputs: int) -> tuple[Block, ...]:
+        """Returns the network as a plan: input, residual blocks, linear output."""
+        norm = self.norm == "frame"
+        first = Conv("input", self.kernel_size, N_INPUTS, self.channels, norm=norm, relu6=True)
+        last = Conv("output", 1, self.channels, n_outputs)
+        residual = (self._block(f"block_{i}", d) for i, d in enumerate(self.dilations))
+        return Block((first,)), *residual, Block((last,))
+
+    def _block(self, name: str, dilation: int) -> Block:
+        k, ch, norm = self.kernel_size, self.channels, self.norm == "frame"
+        if self.block == "plain":
+            return Block((Conv(name, k, ch, ch, dilation, norm=norm, relu6=True),), residual=True)
+        wide = ch * self.expansion
+        return Block(
+            (
+                Conv(f"{name}/expand", 1, ch, wide, norm=norm, relu6=True),
+                Conv(
+                    f"{name}/depthwise", k, wide, wide, dilation,
+                    depthwise=True, norm=norm, relu6=True,
+                ),
+                Conv(f"{name}/project", 1, wide, ch, norm=norm),
+            ),
+            residual=True,
+        )  # fmt: skip
+
     def parameter_count(self, n_outputs: int) -> int:
         """Returns the number of trainable weights, the output layer included."""
-        ch, k, normed = self.channels, self.kernel_size, self.norm == "frame"
-
-        def conv(weights: int, ch_out: int) -> int:
-            # A normalised convolution has no bias: the norm's scale and shift do its work.
-            return weights + (2 * ch_out if normed else ch_out)
-
-        wide = ch * self.expansion
-        block = (
-            conv(k * ch * ch, ch)
-            if self.block == "plain"
-            else conv(ch * wide, wide) + conv(k * wide, wide) + conv(wide * ch, ch)
-        )
-        n_blocks = self.stacks * self.layers_per_stack
-        return conv(k * N_INPUTS * ch, ch) + n_blocks * block + (ch + 1) * n_outputs
+        return sum(conv.parameter_count for conv in convs_of(self.blocks(n_outputs)))
 
     def macs_per_frame(self, n_outputs: int) -> int:
         """Returns the multiply-accumulates of the convolutions for one frame."""
-        ch, k, wide = self.channels, self.kernel_size, self.channels * self.expansion
-        block = k * ch * ch if self.block == "plain" else 2 * ch * wide + k * wide
-        return k * N_INPUTS * ch + self.stacks * self.layers_per_stack * block + ch * n_outputs
+        return sum(conv.macs_per_frame for conv in convs_of(self.blocks(n_outputs)))
 
 
 @dataclass(frozen=True)

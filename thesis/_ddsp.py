@@ -1,0 +1,42 @@
+"""The one door to ddsp: needs TensorFlow.
+
+ddsp 3.7 is written for Keras 2 and imports CREPE although only CREPE pitch needs it. CREPE
+downloads weights while it installs, so where it is absent ddsp gets a stand-in that says so when
+it is used.
+"""
+
+import os
+import sys
+import types
+import warnings
+
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+def _stand_in_for_crepe() -> types.ModuleType:
+    module = types.ModuleType("crepe")
+    module.__doc__ = "Stands in for CREPE, which is not installed."
+
+    def unavailable(name: str) -> object:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise ImportError("CREPE pitch needs the crepe package: pip install crepe")
+
+    module.__getattr__ = unavailable  # type: ignore[method-assign]
+    return module
+
+
+try:
+    import crepe  # noqa: F401
+except ImportError:
+    sys.modules["crepe"] = _stand_in_for_crepe()
+
+with warnings.catch_warnings():
+    # ddsp and TensorFlow Probability use spellings that Python and NumPy have since deprecated.
+    warnings.simplefilter("ignore")
+    import ddsp
+    import tensorflow as tf
+    import tf_keras
+
+__all__ = ["ddsp", "tf", "tf_keras"]

@@ -1,0 +1,63 @@
+"""What goes into a decoder and how its output is split: shared by training, export and rendering.
+
+NumPy only.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thesis.config import SynthConfig
+
+DB_RANGE = 80.0
+"""Loudness runs from -DB_RANGE to 0 dB, as in ddsp."""
+MIDI_RANGE = 127.0
+
+
+def decoder_inputs(f0_hz: npt.NDArray[Any], loudness_db: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Returns loudness and pitch scaled to about [0, 1], as ddsp scales them.
+
+    Args:
+      f0_hz: Fundamental frequency in Hz, [..., frames]; 0 or less means none.
+      loudness_db: Loudness in dB from -80 to 0, [..., frames].
+
+    Returns:
+      [..., frames, 2], float32: scaled loudness, then f0 as a MIDI note over 127.
+    """
+    midi = 12.0 * np.log2(np.maximum(f0_hz, 1e-5) / 440.0) + 69.0
+    f0_scaled = np.where(f0_hz > 0.0, midi, 0.0) / MIDI_RANGE
+    loudness_scaled = loudness_db / DB_RANGE + 1.0
+    return np.stack([loudness_scaled, f0_scaled], axis=-1).astype(np.float32)
+
+
+def white_noise(seed: int, n_clips: int, n_samples: int) -> npt.NDArray[np.float32]:
+    """Returns the noise that is filtered, uniform in [-1, 1), [n_clips, n_samples].
+
+    The noise is an input of the synthesiser, not a part of it: with the same seed a validation
+    loss is a fixed number and TensorFlow and NumPy render the same audio.
+    """
+    noise = np.random.default_rng(seed).random((n_clips, n_samples), dtype=np.float32)
+    return 2.0 * noise - 1.0
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The decoder's output, split. Raw network values, before any scaling.
+
+    Attributes:
+      amplitude: [..., frames, 1].
+      harmonic_distribution: [..., frames, n_harmonics].
+      noise_magnitudes: [..., frames, n_noise_bands].
+    """
+
+    amplitude: Any
+    harmonic_distribution: Any
+    noise_magnitudes: Any
+
+    @classmethod
+    def split(cls, outputs: Any, config: SynthConfig) -> "Outputs":
+        """Splits [..., frames, n_outputs], an array or a tensor, along its channels."""
+        end = 1 + config.n_harmonics
+        return cls(outputs[..., :1], outputs[..., 1:end], outputs[..., end:])

@@ -1,0 +1,193 @@
+"""Decoder and synthesiser in plain float64 NumPy.
+
+The slow, obvious version: it is the oracle that the TensorFlow and ONNX versions are tested
+against, and it renders bundles on machines without TensorFlow.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import fft, special
+
+from thesis.architecture import Conv
+from thesis.config import DecoderConfig, SynthConfig
+from thesis.controls import Outputs
+
+Array = npt.NDArray[np.float64]
+
+NORM_EPSILON = 1e-5
+NOISE_BIAS = -5.0
+"""Added to the noise magnitudes so that a new network starts quiet, as in ddsp."""
+
+
+def decode(
+    inputs: npt.NDArray[Any], weights: Mapping[str, npt.NDArray[Any]], config: DecoderConfig
+) -> Array:
+    """Returns the decoder's output.
+
+    Args:
+      inputs: [frames, 2], see `thesis.controls.decoder_inputs`.
+      weights: Every weight of the plan by name.
+      config: The architecture.
+
+    Returns:
+      [frames, n_outputs].
+    """
+    x = inputs.astype(np.float64)
+    n_outputs = weights["output/bias"].shape[0]
+    for block in config.blocks(n_outputs):
+        y = x
+        for conv in block.convs:
+            y = _conv(y, conv, weights, config.causal)
+        x = x + y if block.residual else y
+    return x
+
+
+def _conv(
+    x: Array, conv: Conv, weights: Mapping[str, npt.NDArray[Any]], causal: bool
+) -> Array:
+    n_frames = x.shape[0]
+    padded = np.pad(x, (conv.padding(causal), (0, 0)))
+    kernel = weights[f"{conv.name}/kernel"].astype(np.float64)
+    y = np.zeros((n_frames, conv.ch_out))
+    for tap in range(conv.kernel_size):
+        seen = padded[tap * conv.dilation :][:n_frames]
+        y += seen * kernel[tap, 0] if conv.depthwise else seen @ kernel[tap]
+    if conv.norm:
+        y = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + NORM_EPSILON)
+        y = y * weights[f"{conv.name}/scale"] + weights[f"{conv.name}/shift"]
+    else:
+        y = y + weights[f"{conv.name}/bias"]
+    return np.clip(y, 0.0, 6.0) if conv.relu6 else y
+
+
+def exp_sigmoid(x: npt.NDArray[Any]) -> Array:
+    """Returns `2 * sigmoid(x) ** ln(10) + 1e-7`, ddsp's scaling of amplitudes to (1e-7, 2)."""
+    return np.asarray(2.0 * special.expit(x.astype(np.float64)) ** np.log(10.0) + 1e-7)
+
+
+def harmonic_amplitudes(outputs: Outputs, f0_hz: npt.NDArray[Any], sample_rate: int) -> Array:
+    """Returns the amplitude of each harmonic, [frames, n_harmonics].
+
+    The distribution is normalised over the harmonics below Nyquist; the rest are silent.
+    """
+    distribution = exp_sigmoid(outputs.harmonic_distribution)
+    number = np.arange(1, distribution.shape[-1] + 1)
+    distribution = distribution * (f0_hz[:, None] * number < sample_rate / 2)
+    total = distribution.sum(-1, keepdims=True)
+    distribution = distribution / np.where(total == 0.0, 1e-7, total)
+    return exp_sigmoid(outputs.amplitude) * distribution
+
+
+def harmonic(
+    amplitudes: Array, f0_hz: npt.NDArray[Any], *, sample_rate: int, hop_size: int
+) -> Array:
+    """Returns a bank of sinusoids at the multiples of f0 (Engel et al. 2020, section 3.2).
+
+    As ddsp defines it: f0 is interpolated linearly, amplitudes are crossfaded with a Hann window,
+    the phase is the running sum of the frequency. The phase is kept as a fraction of a cycle, so
+    that it does not lose precision with time.
+
+    Args:
+      amplitudes: [frames, n_harmonics].
+      f0_hz: [frames].
+      sample_rate: In Hz.
+      hop_size: Samples a frame.
+
+    Returns:
+      [frames * hop_size].
+    """
+    f0 = f0_hz.astype(np.float64)
+    up = np.arange(hop_size) / hop_size
+    f0_next = np.append(f0[1:], f0[-1])
+    f0_samples = (f0[:, None] * (1 - up) + f0_next[:, None] * up).ravel()
+    cycles = np.cumsum(f0_samples / sample_rate)
+    cycles -= np.floor(cycles)
+    hann = 0.5 - 0.5 * np.cos(np.pi * up)
+    amplitudes_next = np.concatenate([amplitudes[1:], amplitudes[-1:]])
+    audio = np.zeros(f0_samples.size)
+    for k in range(1, amplitudes.shape[-1] + 1):
+        envelope = amplitudes[:, k - 1, None] * (1 - hann) + amplitudes_next[:, k - 1, None] * hann
+        audible = k * f0_samples < sample_rate / 2
+        audio += audible * envelope.ravel() * np.sin(2 * np.pi * k * cycles)
+    return audio
+
+
+def noise_impulse_responses(noise_magnitudes: npt.NDArray[Any]) -> Array:
+    """Returns the windowed, centred FIR filter of each frame, [frames, 2 * (bands - 1)].
+
+    Frequency sampling method, as in ddsp's `frequency_impulse_response`.
+    """
+    magnitudes = exp_sigmoid(noise_magnitudes + NOISE_BIAS)
+    response = np.fft.fftshift(np.fft.irfft(magnitudes), axes=-1)
+    size = response.shape[-1]
+    return np.asarray(response * (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size)))
+
+
+def filtered_noise(noise_magnitudes: npt.NDArray[Any], noise: npt.NDArray[Any]) -> Array:
+    """Returns noise that is filtered frame by frame (Engel et al. 2020, section 3.3).
+
+    Args:
+      noise_magnitudes: Raw network outputs, [frames, bands].
+      noise: [frames * hop_size], see `thesis.controls.white_noise`.
+
+    Returns:
+      [frames * hop_size]. The filters' group delay is taken out, as ddsp does.
+    """
+    responses = noise_impulse_responses(noise_magnitudes)
+    n_frames, size = responses.shape
+    blocks = noise.astype(np.float64).reshape(n_frames, -1)
+    hop_size = blocks.shape[1]
+    audio = np.zeros(noise.size + size - 1)
+    for t in range(n_frames):
+        audio[t * hop_size :][: hop_size + size - 1] += np.convolve(blocks[t], responses[t])
+    delay = (size - 1) // 2 - 1
+    return audio[delay : delay + noise.size]
+
+
+def reverb(audio: Array, impulse_response: npt.NDArray[Any]) -> Array:
+    """Returns the dry signal and its convolution with a room's response, same length.
+
+    Args:
+      audio: [samples].
+      impulse_response: [taps]; the first is taken as zero, it is the dry signal's place.
+    """
+    if impulse_response.size == 0:
+        return audio
+    response = np.concatenate([[0.0], impulse_response[1:]])
+    size = fft.next_fast_len(audio.size + response.size - 1, real=True)
+    wet = fft.irfft(fft.rfft(audio, size) * fft.rfft(response, size), size)
+    return audio + np.asarray(wet)[: audio.size]
+
+
+def synthesize(
+    outputs: npt.NDArray[Any],
+    f0_hz: npt.NDArray[Any],
+    noise: npt.NDArray[Any],
+    impulse_response: npt.NDArray[Any],
+    *,
+    config: SynthConfig,
+    sample_rate: int,
+    hop_size: int,
+) -> Array:
+    """Returns the audio that a decoder's output describes.
+
+    Args:
+      outputs: [frames, n_outputs], the decoder's.
+      f0_hz: [frames].
+      noise: [frames * hop_size] or more.
+      impulse_response: [taps]; empty for no reverb.
+      config: Harmonics and noise bands.
+      sample_rate: In Hz.
+      hop_size: Samples a frame.
+
+    Returns:
+      [frames * hop_size].
+    """
+    split = Outputs.split(outputs, config)
+    amplitudes = harmonic_amplitudes(split, f0_hz, sample_rate)
+    dry = harmonic(amplitudes, f0_hz, sample_rate=sample_rate, hop_size=hop_size)
+    dry = dry + filtered_noise(split.noise_magnitudes, noise[: dry.size])
+    return reverb(dry, impulse_response)
