@@ -4,7 +4,11 @@ TensorFlow trains the plan, ONNX export lays it out, NumPy checks both, and para
 counts are sums over it. So they cannot disagree about the network.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,21 @@ class Block:
     residual: bool = False
 
 
-def convs_of(blocks: tuple[Block, ...]) -> tuple[Conv, ...]:
+def convs_of(blocks: Sequence[Block]) -> tuple[Conv, ...]:
     """Returns every convolution of a plan, in the order of the forward pass."""
     return tuple(conv for block in blocks for conv in block.convs)
+
+
+def initial_weights(blocks: Sequence[Block], *, seed: int) -> dict[str, npt.NDArray[np.float32]]:
+    """Returns new weights by name: Glorot uniform kernels, unit scales, zero shifts and biases."""
+    rng = np.random.default_rng(seed)
+    weights: dict[str, npt.NDArray[np.float32]] = {}
+    for conv in convs_of(blocks):
+        for name, shape in conv.weight_shapes.items():
+            if name.endswith("/kernel"):
+                fan_in, fan_out = shape[0] * shape[1], shape[0] * shape[2]
+                limit = np.sqrt(6.0 / (fan_in + fan_out))
+                weights[name] = rng.uniform(-limit, limit, shape).astype(np.float32)
+            else:
+                weights[name] = np.full(shape, float(name.endswith("/scale")), np.float32)
+    return weights

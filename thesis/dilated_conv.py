@@ -1,13 +1,12 @@
 """The dilated convolution decoder in TensorFlow. Needs TensorFlow."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from thesis._ddsp import tf
-from thesis.architecture import Conv, convs_of
+from thesis.architecture import Conv, initial_weights
 from thesis.config import DecoderConfig
 from thesis.reference import NORM_EPSILON
 
@@ -20,13 +19,13 @@ class DilatedConvStack(tf.Module):  # type: ignore[misc]
     """
 
     def __init__(self, config: DecoderConfig, n_outputs: int, *, seed: int = 0):
-        """Makes the decoder with weights drawn from `seed` (Glorot uniform kernels)."""
+        """Makes the decoder with weights drawn from `seed` ."""
         super().__init__(name="decoder")
         self.config = config
         self.blocks = config.blocks(n_outputs)
         self.weights = {
             name: tf.Variable(value, name=name)
-            for name, value in initial_weights(config, n_outputs, seed=seed).items()
+            for name, value in initial_weights(self.blocks, seed=seed).items()
         }
 
     def __call__(self, inputs: Any) -> Any:
@@ -74,21 +73,3 @@ class DilatedConvStack(tf.Module):  # type: ignore[misc]
     def named_weights(self) -> dict[str, npt.NDArray[np.float32]]:
         """Returns a copy of every weight by its name in the plan."""
         return {name: weight.numpy() for name, weight in self.weights.items()}
-
-
-def initial_weights(
-    config: DecoderConfig, n_outputs: int, *, seed: int
-) -> Mapping[str, npt.NDArray[np.float32]]:
-    """Returns new weights: Glorot uniform kernels, unit scales, zero shifts and biases."""
-    rng = np.random.default_rng(seed)
-    weights: dict[str, npt.NDArray[np.float32]] = {}
-    for conv in convs_of(config.blocks(n_outputs)):
-        for name, shape in conv.weight_shapes.items():
-            if name.endswith("/kernel"):
-                fan_in, fan_out = shape[0] * shape[1], shape[0] * shape[2]
-                limit = np.sqrt(6.0 / (fan_in + fan_out))
-                weights[name] = rng.uniform(-limit, limit, shape).astype(np.float32)
-            else:
-                fill = 1.0 if name.endswith("/scale") else 0.0
-                weights[name] = np.full(shape, fill, np.float32)
-    return weights

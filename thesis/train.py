@@ -1,0 +1,219 @@
+"""Training: clips in, a trained model and its losses out. Needs TensorFlow."""
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thesis._ddsp import tf, tf_keras
+from thesis.build import Model
+from thesis.config import TrainConfig
+from thesis.controls import decoder_inputs, white_noise
+from thesis.data import Clips
+from thesis.synthesis import Synthesizer, spectral_loss
+
+REPORT_EVERY = 10
+"""Steps between two progress reports."""
+VALIDATION_BATCH = 8
+
+
+class DivergedError(Exception):
+    """The loss stopped being a finite number."""
+
+    def __init__(self, step: int, last_finite: float | None):
+        last = "there was no finite loss before" if last_finite is None else f"{last_finite:.4g}"
+        super().__init__(f"step {step}; last finite loss {last}")
+        self.step = step
+        self.last_finite = last_finite
+
+
+@dataclass(frozen=True)
+class Report:
+    """How far training is: steps done and the mean loss since the last report."""
+
+    step: int
+    loss: float
+
+
+def train(
+    model: Model, clips: Clips, config: TrainConfig, *, checkpoints: Path | None = None
+) -> Iterator[Report]:
+    """Trains a model in place and reports every few steps.
+
+    What a step sees depends on the seed and on its number only, so a run that resumes from a
+    checkpoint continues as if it had never stopped.
+
+    Args:
+      model: The model to train.
+      clips: Training clips.
+      config: Steps, batch size, learning rate.
+      checkpoints: Folder for checkpoints; training resumes from the newest one in it.
+
+    Yields:
+      A report every `REPORT_EVERY` steps and after the last one.
+
+    Raises:
+      DivergedError: The loss became NaN or infinite.
+    """
+    optimizer = tf_keras.optimizers.legacy.Adam(
+        tf_keras.optimizers.schedules.ExponentialDecay(
+            config.learning_rate, config.decay_steps, config.decay_rate
+        )
+    )
+    variables = _trainable(model)
+    done = tf.Variable(0, dtype=tf.int64)
+    manager = _checkpoint_manager(checkpoints, model=model, optimizer=optimizer, done=done)
+    if manager and manager.latest_checkpoint:
+        manager.checkpoint.restore(manager.latest_checkpoint)
+    loss_of = _training_loss(model.synthesizer)
+    batches = _Batches(clips, config, model.synthesizer)
+    recent: list[float] = []
+    for step in range(int(done), config.steps):
+        batch = batches[step]
+        with tf.GradientTape() as tape:
+            outputs = model.decoder(batch.inputs)
+            # As a tensor: a variable would have the graph traced anew for every model.
+            response = tf.convert_to_tensor(model.impulse_response)
+            loss = loss_of(outputs, response, batch.f0_hz, batch.audio, batch.seed)
+        gradients, _ = tf.clip_by_global_norm(tape.gradient(loss, variables), config.clip_norm)
+        value = float(loss)
+        if not math.isfinite(value):
+            raise DivergedError(step + 1, recent[-1] if recent else None)
+        optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        recent.append(value)
+        done.assign(step + 1)
+        if manager and (step + 1) % config.checkpoint_every == 0:
+            manager.save()
+        if (step + 1) % REPORT_EVERY == 0 or step + 1 == config.steps:
+            yield Report(step + 1, float(np.mean(recent[-REPORT_EVERY:])))
+
+
+def validation_loss(
+    model: Model,
+    clips: Clips,
+    outputs_of: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]],
+    *,
+    seed: int = 0,
+) -> float:
+    """Returns the mean spectral loss over whole clips, with fixed noise.
+
+    Args:
+      model: Holds the reverb and the synthesiser.
+      clips: Validation clips.
+      outputs_of: The decoder to judge, [1, frames, 2] -> [1, frames, n_outputs]. Judging the
+        exported decoder here is what makes the loss that of the model that ships.
+      seed: Of the noise.
+    """
+    loss_of = _validation_loss(model.synthesizer)
+    impulse_response = tf.convert_to_tensor(model.impulse_response)
+    noise = white_noise(seed, *clips.audio.shape)
+    losses: list[float] = []
+    for start in range(0, len(clips), VALIDATION_BATCH):
+        # The last batch is filled up with its first clip, so that one trace serves all.
+        rows = np.arange(start, start + VALIDATION_BATCH)
+        present = rows < len(clips)
+        rows = np.where(present, rows, start)
+        inputs = decoder_inputs(clips.f0_hz[rows], clips.loudness_db[rows])
+        outputs = np.concatenate([outputs_of(clip[None]) for clip in inputs])
+        batch = loss_of(
+            outputs, impulse_response, clips.f0_hz[rows], clips.audio[rows], noise[rows]
+        )
+        losses.extend(batch.numpy()[present])
+    return float(np.mean(losses))
+
+
+def _trainable(model: Model) -> list[Any]:
+    reverb = [model.impulse_response] if model.impulse_response.shape[0] else []
+    return [*model.decoder.weights.values(), *reverb]
+
+
+def _checkpoint_manager(folder: Path | None, **state: Any) -> Any:
+    if folder is None:
+        return None
+    return tf.train.CheckpointManager(
+        tf.train.Checkpoint(**state), str(folder), max_to_keep=1, checkpoint_name="step"
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _training_loss(synthesizer: Synthesizer) -> Any:
+    """Returns synthesis and loss as one graph.
+
+    Its shapes do not depend on the decoder, so a worker traces it once and every later trial
+    starts at once; the decoder itself runs eagerly, which costs it nothing at this size.
+    """
+
+    @tf.function  # type: ignore[untyped-decorator]
+    def loss(outputs: Any, impulse_response: Any, f0_hz: Any, audio: Any, seed: Any) -> Any:
+        noise = tf.random.stateless_uniform(audio.shape, seed, minval=-1.0, maxval=1.0)
+        rendered = synthesizer(outputs, f0_hz, noise, impulse_response)
+        return tf.reduce_mean(spectral_loss(audio, rendered))
+
+    return loss
+
+
+@functools.lru_cache(maxsize=8)
+def _validation_loss(synthesizer: Synthesizer) -> Any:
+    @tf.function  # type: ignore[untyped-decorator]
+    def losses(outputs: Any, impulse_response: Any, f0_hz: Any, audio: Any, noise: Any) -> Any:
+        return spectral_loss(audio, synthesizer(outputs, f0_hz, noise, impulse_response))
+
+    return losses
+
+
+@dataclass(frozen=True)
+class _Batch:
+    inputs: Any
+    f0_hz: Any
+    audio: Any
+    seed: Any
+
+
+class _Batches:
+    """The batch of each step, by the step's number."""
+
+    def __init__(self, clips: Clips, config: TrainConfig, synthesizer: Synthesizer):
+        self._clips = clips
+        self._config = config
+        self._hop_size = synthesizer.hop_size
+        n_frames = clips.f0_hz.shape[1]
+        crop = round(config.crop_seconds * synthesizer.sample_rate / synthesizer.hop_size)
+        self._n_frames = min(crop, n_frames) if crop else n_frames
+        self._last_start = n_frames - self._n_frames
+
+    def __getitem__(self, step: int) -> _Batch:
+        rows = self._rows(step)
+        rng = np.random.default_rng([self._config.seed, 2, step])
+        starts = rng.integers(0, self._last_start + 1, rows.size)
+        f0_hz = self._crop(self._clips.f0_hz, rows, starts, 1)
+        loudness_db = self._crop(self._clips.loudness_db, rows, starts, 1)
+        return _Batch(
+            inputs=tf.constant(decoder_inputs(f0_hz, loudness_db)),
+            f0_hz=tf.constant(f0_hz),
+            audio=tf.constant(self._crop(self._clips.audio, rows, starts, self._hop_size)),
+            seed=tf.constant([self._config.seed, step], tf.int32),
+        )
+
+    def _rows(self, step: int) -> npt.NDArray[np.int64]:
+        """Returns the clips of a step: every clip once an epoch, in an order of its own."""
+        n_clips, size = len(self._clips), self._config.batch_size
+        positions = np.arange(step * size, (step + 1) * size)
+        rows = [
+            np.random.default_rng([self._config.seed, 1, epoch]).permutation(n_clips)[offset]
+            for epoch, offset in zip(positions // n_clips, positions % n_clips, strict=True)
+        ]
+        return np.array(rows)
+
+    def _crop(
+        self, values: npt.NDArray[np.float32], rows: Any, starts: Any, samples_per_frame: int
+    ) -> npt.NDArray[np.float32]:
+        size = self._n_frames * samples_per_frame
+        offsets = starts * samples_per_frame
+        return np.stack(
+            [values[row, at : at + size] for row, at in zip(rows, offsets, strict=True)]
+        )
