@@ -1,0 +1,332 @@
+"""What a decoder is conditioned on: pitch and loudness of a recording, at the frame rate.
+
+Frame t of every feature is centred on sample `t * hop_size`; a recording of n samples has
+`n_frames(n, hop_size)` frames. NumPy and SciPy only, but for two calls into librosa (resampling
+and pYIN), imported where they are made because the import takes seconds.
+"""
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import scipy.fft
+import scipy.ndimage
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from thesis.errors import AudioError
+
+Samples = NDArray[np.float32]
+"""Mono audio, nominally within -1 and 1."""
+
+Frames = NDArray[np.float32]
+"""One value for each frame."""
+
+LOUDNESS_FLOOR_DB = -80.0
+"""Loudness of digital silence, and of everything softer than this."""
+
+LOUDNESS_FFT_SIZE = 512
+"""Samples that a frame of loudness sees: 32 ms at 16 kHz, as in ddsp."""
+
+
+def n_frames(n_samples: int, hop_size: int) -> int:
+    """Returns the number of frames whose centre lies within n samples."""
+    return -(-n_samples // hop_size)
+
+
+# --- Recordings ---------------------------------------------------------------------------------
+
+
+def load_audio(path: Path | str, sample_rate: int) -> Samples:
+    """Reads a recording as mono at a sample rate.
+
+    Channels are averaged; a recording at another rate is resampled by soxr (HQ). Levels are left
+    as they are.
+
+    Args:
+      path: A file that libsndfile decodes: WAV of any bit depth, FLAC, MP3, Ogg.
+      sample_rate: Sample rate to return, in Hz.
+
+    Returns:
+      Float32 samples, shape [n_samples]; empty when the file is well-formed and holds none.
+
+    Raises:
+      AudioError: The file cannot be opened or decoded, is cut short, or holds NaN or infinite
+        samples.
+    """
+    path = Path(path)
+    audio, file_rate = _decode(path)
+    mono: Samples = audio.mean(axis=1)
+    if not np.isfinite(mono).all():
+        raise AudioError(
+            f"'{path}' holds NaN or infinite samples", hint="export it again, or remove it"
+        )
+    if file_rate == sample_rate or not mono.size:
+        return mono
+    import librosa
+
+    resampled: Samples = librosa.resample(
+        mono, orig_sr=file_rate, target_sr=sample_rate, res_type="soxr_hq"
+    )
+    return resampled
+
+
+def _decode(path: Path) -> tuple[NDArray[np.float32], int]:
+    """Returns a file's samples, shape [n_samples, n_channels], and its sample rate."""
+    import soundfile
+
+    try:
+        with path.open("rb") as file:
+            missing = _bytes_missing_from_wav(file.read(65536), path.stat().st_size)
+    except OSError as error:
+        raise AudioError(
+            f"cannot open '{path}': {error.strerror}", hint="check the path and its permissions"
+        ) from error
+    if missing:
+        raise _cut_short(path)
+    try:
+        with soundfile.SoundFile(path) as recording:
+            audio = recording.read(dtype="float32", always_2d=True)
+            promised, rate = recording.frames, recording.samplerate
+    except soundfile.LibsndfileError as error:
+        # libsndfile's own words are left out: of a text file named .mp3 it says 'does not exist'.
+        raise AudioError(
+            f"'{path}' is not audio that can be decoded",
+            hint="WAV, FLAC, MP3 and Ogg are read; convert the file, or remove it",
+        ) from error
+    # MP3 headers may promise some padding that decoders drop: two MPEG frames at most.
+    if len(audio) < promised - 2 * 1152:
+        raise _cut_short(path)
+    return audio, rate
+
+
+def _cut_short(path: Path) -> AudioError:
+    return AudioError(
+        f"'{path}' is cut short: it holds less audio than its header says",
+        hint="copy or download it again, or remove it",
+    )
+
+
+def _bytes_missing_from_wav(head: bytes, file_size: int) -> int:
+    """Returns how many bytes of its data chunk a RIFF WAVE file lacks; 0 for other formats.
+
+    libsndfile trusts the file size over the header and reads a truncated WAV as a shorter one.
+
+    Args:
+      head: The beginning of the file, up to the header of its data chunk.
+      file_size: Size of the whole file in bytes.
+    """
+    if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
+        return 0
+    at = 12
+    while at + 8 <= len(head):
+        chunk, size = struct.unpack_from("<4sI", head, at)
+        at += 8
+        if chunk == b"data":
+            # Programs that write to a pipe cannot know the size and leave a huge one.
+            unknown = size >= 0x7FFFF000
+            return 0 if unknown else max(0, at + size - file_size)
+        at += size + size % 2
+    return 0
+
+
+# --- Loudness -----------------------------------------------------------------------------------
+
+
+def compute_loudness(audio: Samples, sample_rate: int, hop_size: int) -> Frames:
+    """Returns the A-weighted loudness of each frame, in dB.
+
+    Equal to `ddsp.spectral_ops.compute_loudness` of ddsp 3.7 with its defaults, without the one
+    frame more that it centres on the end of the audio. Beyond the ends the audio is silent.
+
+    Not calibrated in phon or LUFS, and not dB relative to full scale: it is the power of a
+    512-point spectrum averaged over its bins, so that a full-scale 1 kHz sine has about 23 dB.
+    Silence, and everything softer, has -80 dB.
+
+    Args:
+      audio: Shape [n_samples].
+      sample_rate: In Hz.
+      hop_size: Samples from one frame to the next.
+
+    Returns:
+      Loudness in dB, -80 or above, shape [n_frames].
+    """
+    size = LOUDNESS_FFT_SIZE
+    count = n_frames(len(audio), hop_size)
+    framed = sliding_window_view(np.pad(audio, size // 2), size)[::hop_size][:count]
+    window = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size)).astype(np.float32)
+    weights = (10 ** (_a_weighting_db(np.fft.rfftfreq(size, 1 / sample_rate)) / 10)).astype(
+        np.float32
+    )
+    power = np.empty(count, np.float32)
+    block = 4096  # Bounds the memory that a long recording takes.
+    for start in range(0, count, block):
+        spectrum = scipy.fft.rfft(framed[start : start + block] * window)
+        power[start : start + block] = (np.abs(spectrum) ** 2) @ weights / len(weights)
+    return (10 * np.log10(np.maximum(power, 10 ** (LOUDNESS_FLOOR_DB / 10)))).astype(np.float32)
+
+
+def _a_weighting_db(frequencies_hz: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Returns the A-weighting of IEC 61672, in dB, -80 or above as in librosa."""
+    f2 = frequencies_hz**2
+    poles = np.array([12194.217, 20.598997, 107.65265, 737.86223]) ** 2
+    gain = (
+        (poles[0] * f2**2)
+        / ((f2 + poles[0]) * (f2 + poles[1]))
+        / np.sqrt((f2 + poles[2]) * (f2 + poles[3]))
+    )
+    return np.asarray(np.maximum(20 * np.log10(np.maximum(gain, 1e-10)) + 2.0, -80.0))
+
+
+# --- Pitch --------------------------------------------------------------------------------------
+
+TRACKER_SEMITONES = 0.5
+"""Grid on which the pitch is tracked, before it is refined."""
+
+
+def f0_estimator() -> str:
+    """Returns the name and version of what `estimate_f0` does, for a dataset's record."""
+    from importlib.metadata import version
+
+    return f"pyin (librosa {version('librosa')}), refined by autocorrelation"
+
+
+def f0_frame_size(sample_rate: int, f0_min_hz: float) -> int:
+    """Returns the samples that pYIN sees: six periods of the lowest pitch, to a power of two.
+
+    Two periods are the least. In shorter frames librosa's difference function, which does not
+    account for the samples that a lag pushes out of the frame, makes low notes look unvoiced.
+    """
+    return 1 << int(np.ceil(np.log2(6 * sample_rate / f0_min_hz)))
+
+
+def estimate_f0(
+    audio: Samples, sample_rate: int, hop_size: int, f0_min_hz: float, f0_max_hz: float
+) -> tuple[Frames, Frames]:
+    """Estimates the fundamental frequency of each frame of a monophonic recording.
+
+    pYIN (Mauch and Dixon 2014) finds the note on a grid of half semitones, then the peak of the
+    normalised autocorrelation near it gives the pitch. A grid of a tenth of a semitone, librosa's
+    default, makes the Viterbi search 14 times slower and is still the less exact: it cannot undo
+    the smear of pYIN's long frame, which flattens a vibrato (`test_features.py` compares them).
+
+    Through unvoiced frames f0 is interpolated (in log frequency) between the notes around them,
+    and held before the first and after the last: it is always a pitch, and continuous.
+
+    Args:
+      audio: Shape [n_samples], at least one sample.
+      sample_rate: In Hz.
+      hop_size: Samples from one frame to the next.
+      f0_min_hz: Lowest pitch to find.
+      f0_max_hz: Highest pitch to find, at most half of the sample rate.
+
+    Returns:
+      f0 in Hz, within the two limits, shape [n_frames]; and its confidence, pYIN's probability
+      that the frame is voiced, 0 to 1, shape [n_frames].
+    """
+    f0, voiced, confidence = _track(audio, sample_rate, hop_size, f0_min_hz, f0_max_hz)
+    frames = np.flatnonzero(voiced)
+    if frames.size:
+        refined = _refine(audio, f0[frames], frames * hop_size, sample_rate)
+        f0 = np.exp(np.interp(np.arange(len(f0)), frames, np.log(refined)))
+    f0 = np.clip(f0, f0_min_hz, f0_max_hz)
+    return f0.astype(np.float32), confidence.astype(np.float32)
+
+
+def _track(
+    audio: Samples, sample_rate: int, hop_size: int, f0_min_hz: float, f0_max_hz: float
+) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.float64]]:
+    """Returns pYIN's f0 in Hz on a coarse grid, voiced flags, and voiced probabilities.
+
+    Runs over five seconds at a time: pYIN holds several spectra of every frame at once, which
+    for an hour of audio would not fit in memory.
+    """
+    import librosa
+
+    count = n_frames(len(audio), hop_size)
+    block = round(5 * sample_rate / hop_size)
+    context = round(0.25 * sample_rate / hop_size)
+    tracked = []
+    for start in range(0, count, block):
+        first, stop = max(0, start - context), min(count, start + block)
+        of_block = librosa.pyin(
+            audio[first * hop_size : (stop + context) * hop_size],
+            sr=sample_rate,
+            fmin=f0_min_hz,
+            fmax=f0_max_hz,
+            frame_length=f0_frame_size(sample_rate, f0_min_hz),
+            hop_length=hop_size,
+            resolution=TRACKER_SEMITONES,
+            # librosa rounds this to whole semitones a frame, and at 0 the pitch could not move.
+            max_transition_rate=max(35.92, sample_rate / hop_size / 12),
+            fill_na=None,
+        )
+        tracked.append([values[start - first : stop - first] for values in of_block])
+    f0, voiced, probability = (np.concatenate(parts) for parts in zip(*tracked, strict=True))
+    return f0, voiced, probability
+
+
+def _refine(
+    audio: Samples, coarse_hz: NDArray[np.float64], centres: NDArray[np.int_], sample_rate: int
+) -> NDArray[np.float64]:
+    """Moves coarse pitches to the nearest peak of the autocorrelation, a fraction of a cent away.
+
+    The normalised autocorrelation `2 a.b / (a.a + b.b)` (McLeod and Wyvill 2005) of two windows
+    one lag apart, placed evenly about the frame's centre, peaks where the lag is a whole number
+    of periods; a parabola through the peak gives the fraction of a sample. Of high notes a lag
+    spans several periods, which divides the error by as many. Frames of one coarse pitch share
+    their lags, so that they are done together.
+
+    Args:
+      audio: Shape [n_samples].
+      coarse_hz: Pitches to refine, on the tracker's grid, shape [n].
+      centres: Sample on which each is centred, shape [n].
+      sample_rate: In Hz.
+
+    Returns:
+      Refined pitches in Hz, shape [n]; the coarse ones where there is no peak nearby.
+    """
+    # A sharp peak sampled at whole lags is no parabola; without the highest partials it is.
+    smooth = scipy.ndimage.correlate1d(audio, np.array([1, 4, 6, 4, 1]) / 16, mode="constant")
+    refined = coarse_hz.copy()
+    for f0 in np.unique(coarse_hz):
+        frames = np.flatnonzero(coarse_hz == f0)
+        periods = int(np.ceil(0.006 * f0))  # The lag lasts 6 ms or more,
+        lag = periods * sample_rate / f0
+        window = int(max(lag, 0.016 * sample_rate))  # the window 16 ms or more.
+        margin = 2 ** (1.5 * TRACKER_SEMITONES / 12)
+        lags = np.arange(int(lag / margin) - 1, int(np.ceil(lag * margin)) + 2)
+        segments = _segments(
+            smooth, centres[frames] - (window + round(lag)) // 2, window + int(lags[-1])
+        )
+        peak, found = _highest_peak(_autocorrelation(segments, window, lags))
+        refined[frames] = np.where(found, periods * sample_rate / (lags[0] + peak), f0)
+    return refined
+
+
+def _segments(audio: Samples, starts: NDArray[np.int_], length: int) -> NDArray[np.float32]:
+    """Returns a segment from each start, shape [n, length]; beyond the ends there is silence."""
+    padded = np.pad(audio, length)
+    return sliding_window_view(padded, length)[np.clip(starts + length, 0, len(audio) + length)]
+
+
+def _autocorrelation(
+    segments: NDArray[np.float32], window: int, lags: NDArray[np.int_]
+) -> NDArray[np.float64]:
+    """Returns the normalised autocorrelation of each segment at each lag, shape [n, n_lags]."""
+    shifted = sliding_window_view(segments, window, axis=1)
+    energy = np.cumsum(np.pad(segments.astype(np.float64) ** 2, ((0, 0), (1, 0))), axis=1)
+    energy = energy[:, window:] - energy[:, :-window]
+    product = np.einsum("nw,nlw->nl", shifted[:, 0], shifted[:, lags])
+    return np.asarray(2 * product / (energy[:, :1] + energy[:, lags] + 1e-12))
+
+
+def _highest_peak(curves: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Returns where each row is highest, to a fraction of a step, and whether that is a peak."""
+    rows = np.arange(len(curves))
+    top = 1 + np.argmax(curves[:, 1:-1], axis=1)
+    before, at, after = (curves[rows, top + step] for step in (-1, 0, 1))
+    curvature = before - 2 * at + after
+    found = (at >= before) & (at >= after) & (curvature < 0)
+    offset = np.divide(0.5 * (before - after), curvature, out=np.zeros_like(at), where=found)
+    return top + offset, found
