@@ -1,0 +1,331 @@
+"""Pareto fronts: which trials are not beaten in everything, and why the others are not there.
+
+Pure functions. A front is computed from columns (`Records`), so that a million records take
+as little as a thousand; `pareto_front` is the same for a list of trials.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from sweeps.errors import MetricError, TrialError
+from sweeps.objectives import Limit, Metric, Objective, metric
+from sweeps.trial import Reason, Status, Trial
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.intp]
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """So many trials that could not enter a front, and why.
+
+    Attributes:
+      status: What became of them. COMPLETED ones lack an objective or break a limit.
+      why: The reason: 'out of memory', 'rtf_ratio over 2', 'val_loss is NaN'.
+      count: How many trials.
+    """
+
+    status: Status
+    why: str
+    count: int
+
+
+@dataclass(frozen=True)
+class ParetoFront:
+    """The non-dominated trials under some objectives, and an account of all the others.
+
+    Attributes:
+      objectives: What the trials compete in.
+      members: Completed trials that no other one beats: as good in every objective and better in
+        one. Equal trials are all members. The second objective, usually the cost, sorts them, best
+        first; equal costs are sorted by the other objectives, then by id.
+      finished: Number of records that were looked at, failures included.
+      excluded: The trials that could not compete, by status and reason.
+    """
+
+    objectives: tuple[Objective, ...]
+    members: tuple[Trial, ...]
+    finished: int
+    excluded: tuple[Exclusion, ...]
+
+    @property
+    def dominated(self) -> int:
+        """Number of trials that competed and were beaten."""
+        return self.finished - len(self.members) - sum(e.count for e in self.excluded)
+
+    def excluded_line(self) -> str:
+        """Returns the account in one line: '3 failed (2 out of memory, 1 worker died) · 1 ...'."""
+        groups = []
+        for status in Status:
+            causes = [e for e in self.excluded if e.status is status]
+            if not causes:
+                continue
+            why = ", ".join(f"{e.count} {e.why}" for e in causes)
+            if len(causes) == 1:
+                why = causes[0].why
+            groups.append(f"{sum(e.count for e in causes)} {status.value} ({why})")
+        return " · ".join(groups)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the ledger.
+
+    Attributes:
+      values: float64 [records]; NaN where absent.
+      present: bool [records]; False where the trial did not reach the metric.
+    """
+
+    values: Floats
+    present: Mask
+
+
+@dataclass(frozen=True)
+class Records:
+    """What a front needs to know of every trial, column by column.
+
+    Attributes:
+      reasons: int [records]; index into `REASONS`, so 0 for a completed trial.
+      hosts: int [records]; equal numbers for equal host fingerprints.
+      columns: The metrics' columns by name.
+    """
+
+    reasons: Ints
+    hosts: Ints
+    columns: Mapping[str, Column]
+
+    @classmethod
+    def of(cls, trials: Sequence[Trial], columns: Iterable[str]) -> "Records":
+        """Returns the named columns of these trials."""
+        hosts = [trial.provenance.host_fingerprint for trial in trials]
+        number = {host: i for i, host in enumerate(dict.fromkeys(hosts))}
+        return cls(
+            reasons=np.array([REASONS.index(trial.reason) for trial in trials], np.intp),
+            hosts=np.array([number[host] for host in hosts], np.intp),
+            columns={name: _column(trials, name) for name in columns},
+        )
+
+    def values(self, named: Metric) -> Floats:
+        """Returns a metric's values, derived ones included; NaN where absent."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(named.convert(self.columns[named.column].values), np.float64)
+
+
+REASONS: tuple[Reason | None, ...] = (None, *Reason)
+"""What `Records.reasons` counts in."""
+
+
+def _column(trials: Sequence[Trial], name: str) -> Column:
+    values = [trial.metric(name) for trial in trials]
+    return Column(
+        values=np.array([math.nan if value is None else value for value in values], np.float64),
+        present=np.array([value is not None for value in values], np.bool_),
+    )
+
+
+def columns_needed(objectives: Sequence[Objective], limits: Sequence[Limit]) -> tuple[str, ...]:
+    """Returns the columns of the ledger that decide a front."""
+    names = [o.metric for o in objectives] + [limit.metric for limit in limits]
+    return tuple(dict.fromkeys(metric(name).column for name in names))
+
+
+def pareto_front(
+    trials: Sequence[Trial], objectives: Sequence[Objective], limits: Sequence[Limit] = ()
+) -> ParetoFront:
+    """Returns the Pareto front of some trials.
+
+    Only completed trials with a finite value in every objective compete. Limits, the objectives'
+    own among them, are applied before trials are compared.
+
+    Raises:
+      MetricError: There is no objective; or one is bound to its host and the trials come from
+        several.
+    """
+    records = Records.of(trials, columns_needed(objectives, limits))
+    rows, excluded = front_rows(records, objectives, limits)
+    return assemble([trials[row] for row in rows], objectives, len(trials), excluded)
+
+
+def assemble(
+    members: Iterable[Trial],
+    objectives: Sequence[Objective],
+    finished: int,
+    excluded: Sequence[Exclusion],
+) -> ParetoFront:
+    """Returns the front with these members, in the order that reads best."""
+    keys = [*objectives[1:2], *objectives[:1], *objectives[2:]]
+
+    def rank(trial: Trial) -> tuple[float | str, ...]:
+        # Whoever became a member has a value in every objective.
+        return (*(o.sign * cast(float, o.of(trial)) for o in keys), trial.id)
+
+    return ParetoFront(
+        tuple(objectives), tuple(sorted(members, key=rank)), finished, tuple(excluded)
+    )
+
+
+def front_rows(
+    records: Records, objectives: Sequence[Objective], limits: Sequence[Limit] = ()
+) -> tuple[Ints, list[Exclusion]]:
+    """Returns the row numbers of the front's members, and an account of who could not compete.
+
+    Raises:
+      MetricError: As in `pareto_front`.
+    """
+    if not objectives:
+        raise MetricError("a front needs an objective", hint="for example val_loss, rtf_ratio")
+    limits = [*(limit for o in objectives for limit in o.limits), *limits]
+    competes = records.reasons == 0
+    excluded = _unfinished(records.reasons)
+
+    def drop(out: Mask, why: str) -> None:
+        out = out & competes
+        np.logical_and(competes, ~out, out=competes)
+        if out.any():
+            excluded.append(Exclusion(Status.COMPLETED, why, int(out.sum())))
+
+    for name in dict.fromkeys([o.metric for o in objectives] + [lim.metric for lim in limits]):
+        named = metric(name)
+        values = records.values(named)
+        drop(~records.columns[named.column].present, f"no {name}")
+        drop(np.isnan(values), f"{name} is NaN")
+        drop(np.isinf(values), f"{name} is infinite")
+        _refuse_several_hosts(named, records.hosts[competes])
+    for limit in limits:
+        values = records.values(metric(limit.metric))
+        drop((values < limit.low) | (values > limit.high), limit.excess())
+
+    rows = np.flatnonzero(competes)
+    points = [o.sign * records.values(metric(o.metric))[rows] for o in objectives]
+    return rows[non_dominated(np.stack(points, axis=1))], excluded
+
+
+def _unfinished(reasons: Ints) -> list[Exclusion]:
+    """Counts the trials that failed, were pruned or are infeasible."""
+    counts = Counter(dict(enumerate(np.bincount(reasons, minlength=1).tolist())))
+    del counts[0]
+    return [
+        Exclusion(reason.status, reason.value.partition(";")[0], count)
+        for index, count in counts.most_common()
+        if count and (reason := REASONS[index]) is not None
+    ]
+
+
+def _refuse_several_hosts(named: Metric, hosts: Ints) -> None:
+    if named.host_bound and hosts.size and (hosts != hosts[0]).any():
+        raise MetricError(
+            f"'{named.name}' compares within one host only, and these trials come from "
+            f"{len(np.unique(hosts))}",
+            hint="use rtf_ratio, which is measured against the same reference on every host",
+        )
+
+
+def non_dominated(points: npt.ArrayLike) -> Mask:
+    """Returns which points are beaten by no other one.
+
+    A point beats another one that it is nowhere worse than and somewhere better than. Equal points
+    do not beat each other. Takes n log n for one or two objectives; for more, also n times the
+    size of the front.
+
+    Args:
+      points: float [points, objectives], to be minimised. Infinities are ordinary values.
+
+    Returns:
+      bool [points]. False for a point with a NaN, which takes no part.
+    """
+    points = np.asarray(points, np.float64)
+    mask = np.zeros(len(points), np.bool_)
+    valid = np.flatnonzero(~np.isnan(points).any(axis=1))
+    front = _sweep_line if points.shape[1] <= 2 else _peel
+    mask[valid[front(points[valid])]] = True
+    return mask
+
+
+def _sweep_line(points: Floats) -> Ints:
+    """Walks points of one or two objectives from left to right, with the lowest so far in mind."""
+    if not len(points):
+        return np.empty(0, np.intp)
+    x, y = points[:, 0], points[:, -1]
+    order = np.lexsort((y, x))
+    x, y = x[order], y[order]
+    first_of_column = np.concatenate([[True], x[1:] != x[:-1]])
+    # A point is in when it is the lowest of its column, and lower than all columns to its left.
+    column = np.cumsum(first_of_column) - 1
+    lowest = y[first_of_column]
+    record = np.concatenate([[True], lowest[1:] < np.minimum.accumulate(lowest)[:-1]])
+    inside: Ints = order[record[column] & (y == lowest[column])]
+    return inside
+
+
+def _peel(points: Floats) -> Ints:
+    """Takes the first point in lexicographic order, drops all that it beats, and repeats.
+
+    Whatever beats a point comes before it in that order, so the first one left is never beaten.
+    """
+    left = np.lexsort(points.T[::-1])
+    members = []
+    while left.size:
+        best = points[left[0]]
+        rest = points[left]
+        equal = (rest == best).all(axis=1)
+        members.append(left[equal])
+        left = left[~(rest >= best).all(axis=1)]
+    return np.concatenate([np.empty(0, np.intp), *members])
+
+
+def knee(front: ParetoFront) -> Trial:
+    """Returns the member where giving up a little of one objective stops buying much of the other.
+
+    That is the member furthest from the straight line between the two ends of the front, on the
+    side of the ideal point (I. Das 1999, "On characterizing the 'knee' of the Pareto curve based
+    on normal-boundary intersection"). Axes are scaled to 0..1 first; costs by their logarithm where
+    all are positive, since twice as fast means the same at any speed. A front of one or two
+    members has no bend: its first member is returned.
+
+    Raises:
+      MetricError: The front does not have two objectives.
+      TrialError: The front is empty.
+    """
+    if len(front.objectives) != 2:
+        raise MetricError(
+            f"a knee needs two objectives, not {len(front.objectives)}",
+            hint="ask for a front of two metrics",
+        )
+    if not front.members:
+        raise TrialError("the front is empty", hint="'sweeps status' shows what became of trials")
+    x, y = (_axis(front.members, objective) for objective in front.objectives)
+    # On a front the ends are (0, 1) and (1, 0), so distance to their line goes with 1 - x - y.
+    return front.members[int(np.argmax(1.0 - x - y))]
+
+
+def _axis(members: Sequence[Trial], objective: Objective) -> Floats:
+    """Returns an objective's values scaled to 0, the best of the front, .. 1, the worst."""
+    values = np.array([objective.of(trial) for trial in members], np.float64)
+    if metric(objective.metric).spans_decades and (values > 0).all():
+        values = np.log(values)
+    values = objective.sign * values
+    span = np.ptp(values)
+    return (values - values.min()) / span if span else np.zeros_like(values)
+
+
+def hypervolume(points: npt.ArrayLike, reference: tuple[float, float]) -> float:
+    """Returns the area that some points beat, up to a reference point (Zitzler & Thiele 1998).
+
+    Args:
+      points: float [points, 2], to be minimised. Points not better than the reference in both
+        objectives, and those with a NaN, add nothing.
+      reference: The worst values that count. Fronts compare under the same reference only.
+    """
+    points = np.asarray(points, np.float64).reshape(-1, 2)
+    points = points[(points < reference).all(axis=1)]
+    points = np.unique(points[non_dominated(points)], axis=0)
+    # From left to right each point adds the strip below the lowest one so far.
+    heights = np.concatenate([[reference[1]], points[:-1, 1]]) - points[:, 1]
+    return float(np.sum((reference[0] - points[:, 0]) * heights))
