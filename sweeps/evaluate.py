@@ -3,16 +3,30 @@
 TensorFlow is imported when a trial starts, not with this module: the driver needs the types only.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import platform
+import time
+from collections.abc import Callable, Generator
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from sweeps.trial import Candidate, Trial
-from thesis.config import MeasureConfig
-from thesis.measure import RtfMeasurement
+from sweeps.config import parse_candidate, parse_run
+from sweeps.feasibility import broken_limit, closed_form_metrics
+from sweeps.trial import Candidate, Measurement, Provenance, Reason, Trial
+from thesis.config import MeasureConfig, ModelConfig
+from thesis.data import Dataset, load_dataset
+from thesis.errors import UserError
 
-Measure = Callable[[bytes, float, MeasureConfig], RtfMeasurement]
+if TYPE_CHECKING:
+    from thesis.build import Model
+    from thesis.measure import RtfMeasurement
+
+Measure = Callable[[bytes, float, MeasureConfig], "RtfMeasurement"]
 """Measures a decoder (ONNX bytes) on a clip of so many seconds. Remote under Ray: one at a time."""
+
+ARTIFACTS = "artifacts"
+"""Folder in a trial's working folder: what is kept of it."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +63,205 @@ class Progress:
     train_loss: float | None = None
 
 
-Stages = Iterator[Progress]
-
-
-def stages(task: Task, *, workdir: Path, measure: Measure) -> "Iterator[Progress]":
-    """Evaluates a candidate step by step."""
-    raise NotImplementedError
-
-
 def evaluate(task: Task, *, workdir: Path, measure: Measure) -> Trial:
-    """Evaluates a candidate."""
-    raise NotImplementedError
+    """Evaluates a candidate from start to end; see `stages`."""
+    running = stages(task, workdir=workdir, measure=measure)
+    while True:
+        try:
+            next(running)
+        except StopIteration as finished:
+            trial: Trial = finished.value
+            return trial
+
+
+def stages(
+    task: Task, *, workdir: Path, measure: Measure
+) -> Generator[Progress, None, Trial]:
+    """Evaluates a candidate, and hands control back at every step worth reporting.
+
+    Args:
+      task: The candidate, its configuration and its data.
+      workdir: Holds checkpoints, from which an interrupted evaluation continues, and at the end
+        `ARTIFACTS`: the exported decoder, the reverb, the weights and the configuration.
+      measure: Measures the exported decoder.
+
+    Yields:
+      Where the evaluation is.
+
+    Returns:
+      The trial. What goes wrong with the candidate (a diverged loss, an export that differs, too
+      little memory, a broken limit) is its `reason`.
+
+    Raises:
+      UserError: What is wrong with the sweep and not with the candidate: dataset, configuration.
+    """
+    run = parse_run(task.gin_text)
+    config = parse_candidate(task.gin_text, task.candidate)
+    dataset = load_dataset(Path(task.dataset))
+    record = _Record(task, config, dataset)
+    try:
+        yield from _stages(record, run.sweep.limits, workdir, measure)
+    except UserError:
+        raise
+    except _Rejected as rejected:
+        return record.trial(rejected.reason, str(rejected))
+    except Exception as error:
+        return record.trial(*_cause(error))
+    return record.trial()
+
+
+class _Rejected(Exception):  # noqa: N818  an outcome, not an error
+    """Ends an evaluation with a reason."""
+
+    def __init__(self, reason: Reason, detail: str):
+        super().__init__(detail)
+        self.reason = reason
+
+
+@dataclass
+class _Record:
+    """Collects what becomes the trial."""
+
+    task: Task
+    config: ModelConfig
+    dataset: Dataset
+    metrics: dict[str, Any] = field(default_factory=dict)
+    host: dict[str, str] = field(default_factory=dict)
+    started_at: float = field(default_factory=time.time)
+    train_seconds: float = 0.0
+    measure_seconds: float = 0.0
+    train_steps: int = 0
+
+    def trial(self, reason: Reason | None = None, detail: str = "") -> Trial:
+        return Trial(
+            sweep=self.task.sweep,
+            candidate=self.task.candidate,
+            measurement=Measurement(**self.metrics),
+            reason=reason,
+            detail=detail,
+            provenance=Provenance(
+                **{"host": platform.node(), **self.host},
+                versions=_versions(),
+                gin_config=self.task.gin_text,
+                dataset_fingerprint=self.dataset.facts.fingerprint,
+                seed=self.config.train.seed,
+                train_steps=self.train_steps,
+                started_at=self.started_at,
+                finished_at=time.time(),
+                train_seconds=self.train_seconds,
+                measure_seconds=self.measure_seconds,
+            ),
+        )
+
+    def require_within(self, limits: Any) -> None:
+        broken = broken_limit(Measurement(**self.metrics), limits)
+        if broken:
+            raise _Rejected(*broken)
+
+
+def _stages(
+    record: _Record, limits: Any, workdir: Path, measure: Measure
+) -> Generator[Progress, None, None]:
+    config, facts = record.config, record.dataset.facts
+    steps = config.train.steps
+    rates = {"sample_rate": facts.sample_rate, "hop_size": facts.hop_size}
+    record.metrics |= closed_form_metrics(config, **rates)
+    record.require_within(limits)
+
+    yield Progress("build", 0, steps)
+    from thesis.build import build
+    from thesis.train import train
+
+    model = build(config, **rates)
+    if limits.rtf_ratio is not None:
+        # Speed depends on the architecture, not on the weights: measure before paying for them.
+        _measure(record, _decoder_onnx(model, config), measure)
+        record.require_within(limits)
+
+    started = time.monotonic()
+    clips = record.dataset.clips("train")
+    for report in train(model, clips, config.train, checkpoints=workdir / "checkpoints"):
+        record.metrics["train_loss"] = report.loss
+        record.train_steps = report.step
+        record.train_seconds = time.monotonic() - started
+        yield Progress("train", report.step, steps, report.loss)
+
+    yield Progress("export", steps, steps, record.metrics.get("train_loss"))
+    decoder = _decoder_onnx(model, config)
+    _validate(record, model, decoder)
+    yield Progress("measure", steps, steps, record.metrics.get("train_loss"))
+    _measure(record, decoder, measure)
+    _save_artifacts(workdir / ARTIFACTS, model, decoder, record.task.gin_text)
+
+
+def _decoder_onnx(model: "Model", config: ModelConfig) -> bytes:
+    from thesis.export import decoder_onnx
+
+    return decoder_onnx(
+        config.decoder,
+        config.synth,
+        model.decoder.named_weights(),
+        sample_rate=model.synthesizer.sample_rate,
+        hop_size=model.synthesizer.hop_size,
+    )
+
+
+def _validate(record: _Record, model: "Model", decoder: bytes) -> None:
+    """Compares the exported decoder with the trained one, then takes the exported one's loss."""
+    from thesis.controls import decoder_inputs
+    from thesis.export import MAX_ERROR
+    from thesis.runtimes.onnx_runtime import Session
+    from thesis.train import validation_loss
+
+    session, clips = Session(decoder), record.dataset.clips("validation")
+    inputs = decoder_inputs(clips.f0_hz, clips.loudness_db)
+    error = max(
+        float(abs(session.decode(clip[None]) - model.decoder(clip[None]).numpy()).max())
+        for clip in inputs
+    )
+    record.metrics["export_max_error"] = error
+    record.metrics["model_bytes"] = len(decoder)
+    if not error <= MAX_ERROR:
+        raise _Rejected(
+            Reason.EXPORT_MISMATCH,
+            f"largest difference {error:.3g} over the validation clips, allowed {MAX_ERROR:g}",
+        )
+    record.metrics["val_loss"] = validation_loss(model, clips, session.decode)
+
+
+def _measure(record: _Record, decoder: bytes, measure: Measure) -> None:
+    started = time.monotonic()
+    rtf = asdict(measure(decoder, record.dataset.facts.clip_seconds, record.config.measure))
+    record.measure_seconds += time.monotonic() - started
+    record.host = {key: rtf[key] for key in ("host", "host_fingerprint")}
+    record.metrics |= {key: rtf[key] for key in rtf if key in Measurement.__dataclass_fields__}
+
+
+def _save_artifacts(folder: Path, model: "Model", decoder: bytes, gin_text: str) -> None:
+    import numpy as np
+
+    from thesis.bundle import CONFIG_FILE, DECODER_FILE, REVERB_FILE, WEIGHTS_FILE, write_audio
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / DECODER_FILE).write_bytes(decoder)
+    (folder / CONFIG_FILE).write_text(gin_text)
+    np.savez(folder / WEIGHTS_FILE, allow_pickle=False, **model.decoder.named_weights())
+    response = model.impulse_response.numpy()
+    write_audio(folder / REVERB_FILE, response, model.synthesizer.sample_rate)
+
+
+def _cause(error: Exception) -> tuple[Reason, str]:
+    """Returns the reason that an exception stands for, and its own words."""
+    from thesis.train import DivergedError
+
+    words = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    if isinstance(error, DivergedError):
+        return Reason.DIVERGED, str(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
+        return Reason.OUT_OF_MEMORY, words
+    return Reason.ERROR, words
+
+
+def _versions() -> dict[str, str]:
+    names = ("ddsp", "numpy", "onnxruntime", "optuna", "ray", "tensorflow-cpu")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}

@@ -10,6 +10,8 @@ import sys
 import types
 import warnings
 
+import gin
+
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -32,8 +34,9 @@ try:
 except ImportError:
     sys.modules["crepe"] = _stand_in_for_crepe()
 
-with warnings.catch_warnings():
-    # ddsp and TensorFlow Probability use spellings that Python and NumPy have since deprecated.
+with warnings.catch_warnings(), gin.unlock_config():
+    # ddsp and TensorFlow Probability use spellings that Python and NumPy have since deprecated,
+    # and ddsp registers its classes with gin, also when a trial's configuration is final already.
     warnings.simplefilter("ignore")
     import ddsp
     import tensorflow as tf

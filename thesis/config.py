@@ -226,7 +226,7 @@ class MeasureConfig:
     """How long the real-time factor is measured.
 
     Attributes:
-      seconds: Wall-clock budget of one interleaved measurement.
+      seconds: Wall-clock budget of one measurement, candidate and reference together.
       min_calls: Calls of each model at the least, however long they take.
       max_calls: Calls of each model at the most.
     """

@@ -3,6 +3,8 @@
 Shared machines are noisy in one direction: other work can make a call slower, never faster. So
 the candidate and the reference are called in turn, each is summed up by a low quantile of its
 times, and what is reported first is their ratio, which carries over to other machines and days.
+Where a session's memory happens to lie is worth half a per cent for as long as it lives, so the
+measurement is made of rounds with fresh sessions, and its interval comes from their spread.
 """
 
 import hashlib
@@ -27,10 +29,10 @@ from thesis.runtimes.onnx_runtime import Session
 
 QUANTILE = 0.1
 """Of the call times; low, since noise only adds. The minimum rests on a single lucky call."""
-CONFIDENCE = 0.95
-_RESAMPLES = 500
-_BLOCKS = 25
-_WARM_UP_CALLS = 10
+ROUNDS = 10
+_STUDENT_T = 2.262
+"""97.5% quantile of Student's t with ROUNDS - 1 degrees of freedom."""
+_WARM_UP_CALLS = 5
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class RtfMeasurement:
     Attributes:
       rtf: Processing time over audio time; lower is better, x real time is its inverse.
       rtf_ratio: `rtf` over the reference's in the same loop.
-      rtf_ratio_low: Lower end of the 95% bootstrap interval of the ratio.
+      rtf_ratio_low: Lower end of the ratio's 95% interval.
       rtf_ratio_high: Its upper end.
       reference_rtf: The reference's rtf in the same loop.
       p50_seconds: Median time of a call on the whole clip.
@@ -75,46 +77,59 @@ def measure_rtf(model: bytes, audio_seconds: float, config: MeasureConfig) -> Rt
     Raises:
       ExportError: The model cannot be loaded.
     """
-    candidate = Session(model)
-    rates = {"sample_rate": candidate.sample_rate, "hop_size": candidate.hop_size}
-    reference = Session(reference_onnx(**rates))
-    n_frames = max(1, round(audio_seconds * candidate.sample_rate / candidate.hop_size))
-    inputs = _typical_inputs(n_frames)
+    rates = Session(model)
+    reference = reference_onnx(sample_rate=rates.sample_rate, hop_size=rates.hop_size)
+    inputs = _typical_inputs(max(1, round(audio_seconds * rates.sample_rate / rates.hop_size)))
     with pinned_to_one_core():
-        times = interleaved_times((candidate, reference), inputs, config)
-    rtfs = np.quantile(times, QUANTILE, axis=0) / audio_seconds
-    low, high = ratio_interval(times)
-    p50, p95, p99 = np.quantile(times[:, 0], [0.5, 0.95, 0.99])
+        rounds = [_round(model, reference, inputs, config, i) for i in range(ROUNDS)]
+    rtfs = np.array([np.quantile(times, QUANTILE, axis=0) for times in rounds]) / audio_seconds
+    ratio, low, high = ratio_interval(rtfs[:, 0] / rtfs[:, 1])
+    times = np.concatenate(rounds)[:, 0]
+    p50, p95, p99 = np.quantile(times, [0.5, 0.95, 0.99])
     return RtfMeasurement(
-        rtf=float(rtfs[0]),
-        rtf_ratio=float(rtfs[0] / rtfs[1]),
+        rtf=float(np.median(rtfs[:, 0])),
+        rtf_ratio=ratio,
         rtf_ratio_low=low,
         rtf_ratio_high=high,
-        reference_rtf=float(rtfs[1]),
+        reference_rtf=float(np.median(rtfs[:, 1])),
         p50_seconds=float(p50),
         p95_seconds=float(p95),
         p99_seconds=float(p99),
-        calls=len(times),
+        calls=times.size,
         host=platform.node(),
         host_fingerprint=host_fingerprint(),
     )
 
 
-def interleaved_times(
-    sessions: tuple[Session, Session], inputs: npt.NDArray[np.float32], config: MeasureConfig
+def _round(
+    model: bytes, reference: bytes, inputs: npt.NDArray[np.float32], config: MeasureConfig, i: int
 ) -> npt.NDArray[np.float64]:
-    """Calls two models in turn and returns the seconds of every call, [calls, 2].
+    """Measures with fresh sessions, loaded in an order that alternates from round to round."""
+    if i % 2:
+        candidate, against = Session(model), Session(reference)
+    else:
+        against, candidate = Session(reference), Session(model)
+    return interleaved_times(candidate, against, inputs, config)
+
+
+def interleaved_times(
+    candidate: Session,
+    reference: Session,
+    inputs: npt.NDArray[np.float32],
+    config: MeasureConfig,
+) -> npt.NDArray[np.float64]:
+    """Calls two models in turn for one round and returns the seconds of every call, [calls, 2].
 
     Which goes first alternates, so that neither always finds the other's data in the cache.
     """
+    sessions = (candidate, reference)
     for _ in range(_WARM_UP_CALLS):
         for session in sessions:
             session(inputs)
+    least, most = -(-config.min_calls // ROUNDS), -(-config.max_calls // ROUNDS)
     times: list[list[float]] = []
-    deadline = time.perf_counter() + config.seconds
-    while len(times) < config.min_calls or (
-        len(times) < config.max_calls and time.perf_counter() < deadline
-    ):
+    deadline = time.perf_counter() + config.seconds / ROUNDS
+    while len(times) < least or (len(times) < most and time.perf_counter() < deadline):
         pair = [0.0, 0.0]
         for which in (0, 1) if len(times) % 2 else (1, 0):
             start = time.perf_counter()
@@ -124,25 +139,16 @@ def interleaved_times(
     return np.array(times)
 
 
-def ratio_interval(times: npt.NDArray[np.float64], *, seed: int = 0) -> tuple[float, float]:
-    """Returns the 95% bootstrap interval of the ratio of low quantiles.
+def ratio_interval(ratios: npt.NDArray[np.float64]) -> tuple[float, float, float]:
+    """Returns the geometric mean of the rounds' ratios and the ends of its 95% interval.
 
-    Noise comes in bursts, so contiguous blocks of calls are drawn, not single calls (moving block
-    bootstrap, Kuensch 1989), and both models' times of a call stay together.
-
-    Args:
-      times: Seconds, [calls, 2].
-      seed: Of the resampling.
+    Student's t on the logarithms: there are few rounds, and a ratio is symmetric only in its
+    logarithm.
     """
-    n_calls = len(times)
-    length = max(1, n_calls // _BLOCKS)
-    rng = np.random.default_rng(seed)
-    starts = rng.integers(0, n_calls - length + 1, (_RESAMPLES, -(-n_calls // length)))
-    calls = (starts[..., None] + np.arange(length)).reshape(_RESAMPLES, -1)[:, :n_calls]
-    quantiles = np.quantile(times[calls], QUANTILE, axis=1)
-    tail = (1.0 - CONFIDENCE) / 2.0
-    low, high = np.quantile(quantiles[:, 0] / quantiles[:, 1], [tail, 1.0 - tail])
-    return float(low), float(high)
+    logs = np.log(ratios)
+    half = _STUDENT_T * logs.std(ddof=1) / np.sqrt(logs.size)
+    mean, low, high = np.exp([logs.mean(), logs.mean() - half, logs.mean() + half])
+    return float(mean), float(low), float(high)
 
 
 @contextmanager

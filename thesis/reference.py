@@ -45,9 +45,7 @@ def decode(
     return x
 
 
-def _conv(
-    x: Array, conv: Conv, weights: Mapping[str, npt.NDArray[Any]], causal: bool
-) -> Array:
+def _conv(x: Array, conv: Conv, weights: Mapping[str, npt.NDArray[Any]], causal: bool) -> Array:
     n_frames = x.shape[0]
     padded = np.pad(x, (conv.padding(causal), (0, 0)))
     kernel = weights[f"{conv.name}/kernel"].astype(np.float64)

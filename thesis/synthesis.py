@@ -59,9 +59,7 @@ class Synthesizer:
         distribution = exp_sigmoid(outputs.harmonic_distribution)
         distribution *= tf.cast(below_nyquist, tf.float32)
         total = tf.reduce_sum(distribution, axis=-1, keepdims=True)
-        return distribution * (
-            exp_sigmoid(outputs.amplitude) / tf.where(total == 0.0, 1e-7, total)
-        )
+        return distribution * (exp_sigmoid(outputs.amplitude) / tf.where(total == 0.0, 1e-7, total))
 
     def harmonic(self, amplitudes: Any, f0_hz: Any) -> Any:
         """Returns a bank of sinusoids at the multiples of f0 (Engel et al. 2020, section 3.2).

@@ -1,0 +1,34 @@
+"""What a candidate costs before it is trained, and whether that is allowed."""
+
+from sweeps.config import Limits
+from sweeps.trial import Measurement, Reason
+from thesis.config import ModelConfig
+
+
+def closed_form_metrics(
+    config: ModelConfig, *, sample_rate: int, hop_size: int
+) -> dict[str, int | float]:
+    """Returns the metrics that follow from the configuration alone, by `Measurement` field."""
+    n_outputs, frames = config.synth.n_outputs, config.decoder.receptive_field_frames
+    parameters = config.decoder.parameter_count(n_outputs)
+    return {
+        "parameters": parameters,
+        "parameters_with_reverb": parameters + config.synth.reverb_length(sample_rate),
+        "macs_per_frame": config.decoder.macs_per_frame(n_outputs),
+        "receptive_field_frames": frames,
+        "receptive_field_seconds": frames * hop_size / sample_rate,
+    }
+
+
+def broken_limit(measurement: Measurement, limits: Limits) -> tuple[Reason, str] | None:
+    """Returns the first limit that a measurement breaks and by what; None when it breaks none."""
+    checks = (
+        (Reason.RECEPTIVE_FIELD, "receptive_field_seconds", "{:.3g} s"),
+        (Reason.PARAMETERS, "parameters", "{:,}"),
+        (Reason.RTF, "rtf_ratio", "{:.3g} x reference"),
+    )
+    for reason, metric, form in checks:
+        value, limit = getattr(measurement, metric), getattr(limits, metric)
+        if value is not None and limit is not None and value > limit:
+            return reason, f"{metric} is {form.format(value)}, the limit {form.format(limit)}"
+    return None

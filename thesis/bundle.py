@@ -1,0 +1,265 @@
+"""A model bundle: everything that ships of one model, in a folder that checks itself.
+
+| file | |
+|---|---|
+| `decoder.onnx` | the decoder; its metadata names inputs, outputs and rates |
+| `reverb.wav` | the impulse response, 32-bit float |
+| `model.gin` | the configuration that it was trained with |
+| `weights.npz` | the trained weights by name, as they were before export |
+| `trial.json` | the trial's record: candidate, metrics, provenance |
+| `clip.wav`, `rendering.wav` | a validation clip and what the model makes of it |
+| `controls.npz` | pitch and loudness of that clip, from which it is rendered |
+| `README.md` | the model card |
+| `SHA256SUMS` | checksums of all of these, as `sha256sum -c` reads them |
+
+Nothing in a bundle is pickled, and nothing is loaded before its checksum is right.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thesis.config import SynthConfig
+from thesis.controls import decoder_inputs, white_noise
+from thesis.errors import BundleError
+from thesis.reference import synthesize
+from thesis.runtimes.onnx_runtime import Session
+
+DECODER_FILE = "decoder.onnx"
+REVERB_FILE = "reverb.wav"
+CONFIG_FILE = "model.gin"
+WEIGHTS_FILE = "weights.npz"
+TRIAL_FILE = "trial.json"
+CLIP_FILE = "clip.wav"
+RENDERING_FILE = "rendering.wav"
+CONTROLS_FILE = "controls.npz"
+CARD_FILE = "README.md"
+CHECKSUMS_FILE = "SHA256SUMS"
+
+ARTIFACT_FILES = (DECODER_FILE, REVERB_FILE, CONFIG_FILE, WEIGHTS_FILE)
+"""What a finished trial keeps; the rest of a bundle is made when it is promoted."""
+_ALL_FILES = (
+    *ARTIFACT_FILES, TRIAL_FILE, CLIP_FILE, RENDERING_FILE, CONTROLS_FILE, CARD_FILE,
+)  # fmt: skip
+
+RENDER_TOLERANCE = 1e-4
+"""A bundle's rendering may differ by this much between machines."""
+
+
+@dataclass(frozen=True)
+class Controls:
+    """What a model plays from: pitch and loudness, one value a frame.
+
+    Attributes:
+      f0_hz: [frames], Hz.
+      loudness_db: [frames], dB from -80 to 0.
+    """
+
+    f0_hz: npt.NDArray[np.float32]
+    loudness_db: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ModelBundle:
+    """A model as it ships.
+
+    Attributes:
+      path: Its folder.
+    """
+
+    path: Path
+
+    @cached_property
+    def session(self) -> Session:
+        """The decoder, loaded."""
+        return Session(self.path / DECODER_FILE)
+
+    @cached_property
+    def trial(self) -> dict[str, Any]:
+        """The trial's record."""
+        record: dict[str, Any] = json.loads((self.path / TRIAL_FILE).read_text())
+        return record
+
+    @cached_property
+    def impulse_response(self) -> npt.NDArray[np.float32]:
+        """The reverb, [taps]."""
+        return read_audio(self.path / REVERB_FILE)
+
+    def controls(self) -> Controls:
+        """Returns the controls of the validation clip that comes with the bundle."""
+        with np.load(self.path / CONTROLS_FILE, allow_pickle=False) as arrays:
+            return Controls(arrays["f0_hz"], arrays["loudness_db"])
+
+    def render(self, controls: Controls, *, seed: int = 0) -> npt.NDArray[np.float32]:
+        """Returns the audio that the model makes of controls, [frames * hop_size]."""
+        return render(self.session, self.impulse_response, controls, seed=seed)
+
+
+def render(
+    session: Session,
+    impulse_response: npt.NDArray[np.float32],
+    controls: Controls,
+    *,
+    seed: int = 0,
+) -> npt.NDArray[np.float32]:
+    """Returns the audio that an exported decoder makes of controls, [frames * hop_size].
+
+    Args:
+      session: The decoder.
+      impulse_response: The reverb, [taps].
+      controls: Pitch and loudness.
+      seed: Of the noise.
+    """
+    outputs = session.decode(decoder_inputs(controls.f0_hz, controls.loudness_db)[None])[0]
+    audio = synthesize(
+        outputs,
+        controls.f0_hz,
+        white_noise(seed, 1, len(controls.f0_hz) * session.hop_size)[0],
+        impulse_response,
+        config=SynthConfig(**session.metadata["synth"]),
+        sample_rate=session.sample_rate,
+        hop_size=session.hop_size,
+    )
+    return audio.astype(np.float32)
+
+
+def write_bundle(
+    path: Path,
+    artifacts: Path,
+    *,
+    trial: Mapping[str, Any],
+    card: str,
+    clip: npt.NDArray[np.float32],
+    controls: Controls,
+) -> ModelBundle:
+    """Writes a bundle, wholly or not at all.
+
+    Args:
+      path: Folder to make.
+      artifacts: Folder that holds `ARTIFACT_FILES` of the trial.
+      trial: The trial's record, values that JSON can hold.
+      card: The model card, Markdown.
+      clip: Audio of a validation clip, [samples].
+      controls: The clip's pitch and loudness.
+
+    Raises:
+      BundleError: The path exists, cannot be written to, or an artefact is missing.
+      ExportError: The decoder cannot be loaded.
+    """
+    with _written_whole(path) as folder:
+        for name in ARTIFACT_FILES:
+            if not (artifacts / name).is_file():
+                raise BundleError(
+                    f"the trial has no {name}", hint="only a completed trial can be promoted"
+                )
+            shutil.copy2(artifacts / name, folder / name)
+        session = Session(folder / DECODER_FILE)
+        rendering = render(session, read_audio(folder / REVERB_FILE), controls)
+        write_audio(folder / CLIP_FILE, clip, session.sample_rate)
+        write_audio(folder / RENDERING_FILE, rendering, session.sample_rate)
+        np.savez(
+            folder / CONTROLS_FILE,
+            allow_pickle=False,
+            f0_hz=controls.f0_hz,
+            loudness_db=controls.loudness_db,
+        )
+        (folder / TRIAL_FILE).write_text(json.dumps(trial, indent=2) + "\n")
+        (folder / CARD_FILE).write_text(card)
+        sums = "".join(f"{_sha256(folder / name)}  {name}\n" for name in _ALL_FILES)
+        (folder / CHECKSUMS_FILE).write_text(sums)
+    return ModelBundle(path)
+
+
+def load_bundle(path: Path) -> ModelBundle:
+    """Returns a bundle whose files are all there and unchanged.
+
+    Raises:
+      BundleError: The folder is no bundle, or a file is missing or differs from its checksum.
+    """
+    try:
+        lines = (path / CHECKSUMS_FILE).read_text().splitlines()
+        expected = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+    except (OSError, ValueError) as error:
+        raise BundleError(
+            f"'{path}' is no model bundle",
+            hint="make one with 'sweeps promote TRIAL --to DIR'",
+        ) from error
+    for name in _ALL_FILES:
+        file = path / name
+        if name not in expected or not file.is_file():
+            raise BundleError(f"'{path}' has no {name}", hint="promote the trial again")
+        if _sha256(file) != expected[name]:
+            raise BundleError(
+                f"{name} in '{path}' is not the file that was written",
+                hint="it was damaged or changed; promote the trial again",
+            )
+    return ModelBundle(path)
+
+
+def verify_bundle(path: Path) -> ModelBundle:
+    """Loads a bundle, renders its clip again and compares with the rendering that it holds.
+
+    Raises:
+      BundleError: As `load_bundle`, or the rendering differs.
+      ExportError: The decoder cannot be loaded.
+    """
+    bundle = load_bundle(path)
+    stored = read_audio(path / RENDERING_FILE)
+    rendered = bundle.render(bundle.controls())
+    error = float(abs(rendered - stored).max()) if rendered.shape == stored.shape else np.inf
+    if not error <= RENDER_TOLERANCE:
+        raise BundleError(
+            f"the rendering of '{path}' differs by {error:.3g}, allowed {RENDER_TOLERANCE:g}",
+            hint="this machine's runtime computes something else; see trial.json for versions",
+        )
+    return bundle
+
+
+def write_audio(path: Path, audio: npt.NDArray[np.float32], sample_rate: int) -> None:
+    """Writes mono audio as 32-bit float, so that it is read back exactly."""
+    import soundfile
+
+    soundfile.write(path, audio, sample_rate, subtype="FLOAT", format="WAV")
+
+
+def read_audio(path: Path) -> npt.NDArray[np.float32]:
+    """Returns mono audio that `write_audio` wrote, [samples]."""
+    import soundfile
+
+    audio, _ = soundfile.read(path, dtype="float32")
+    return np.asarray(audio, dtype=np.float32)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@contextmanager
+def _written_whole(path: Path) -> Iterator[Path]:
+    """Yields a folder that becomes `path` when the block ends well, and is removed otherwise."""
+    if os.path.lexists(path):
+        raise BundleError(f"'{path}' exists already", hint="choose another folder, or remove it")
+    folder = path.absolute().with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+        folder.rename(path)
+    except OSError as error:
+        raise BundleError(
+            f"cannot write '{path}': {error.strerror}", hint="choose another folder for --to"
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
