@@ -1,0 +1,733 @@
+"""Runs a sweep on this machine or on a cluster: the one importer of Ray.
+
+The driver (`launch`) proposes candidates and starts workers. A worker evaluates one candidate after
+another and writes each record to the ledger itself, before it tells the driver: whatever dies next,
+the result is kept. Ray's own records of the run go to a scratch folder and are never read. All that
+a continued launch needs is the ledger and the checkpoints in the trials' work folders.
+"""
+
+import fcntl
+import hashlib
+import importlib
+import importlib.util
+import logging
+import math
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import ray
+from pyarrow import fs
+from ray import tune
+from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.tune.experiment import Trial as RayTrial
+from ray.tune.search import Searcher
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from sweeps.config import RunConfig
+from sweeps.errors import SweepError
+from sweeps.evaluate import Measure, Progress, Task
+from sweeps.ledger import Ledger, SweepFacts
+from sweeps.progress import (
+    Listener,
+    SweepBegan,
+    TrialAdvanced,
+    TrialBegan,
+    TrialEnded,
+    TrialRetried,
+    Waited,
+    silent,
+)
+from sweeps.search import Search, screen
+from sweeps.trial import Candidate, Provenance, Reason, Status, Trial
+from thesis.config import MeasureConfig
+from thesis.data import DatasetFacts, load_facts
+from thesis.errors import UserError
+from thesis.measure import RtfMeasurement
+
+RETRIES = 2
+"""How often a candidate whose worker died is given to another one."""
+
+_OBJECT_STORE_BYTES = 128 * 2**20
+"""Ray's shared memory on this machine. What is sent are small records and models of some KB."""
+
+_NAMESPACE = "ddsp-sweeps"
+"""Where measuring actors are known by name, to all sweeps of a cluster."""
+
+_METER_ATTEMPTS = 5
+"""How often a measurement is tried when the worker that owns the measuring actor goes away."""
+
+
+@dataclass(frozen=True)
+class LaunchReport:
+    """What a launch did.
+
+    Attributes:
+      sweep: Name of the sweep.
+      uri: Where its ledger is.
+      asked: Number of finished trials that the sweep was to hold.
+      finished: Number that it holds now.
+      recorded: The trials that this launch recorded, first one first.
+      exhausted: Every candidate of the space has been tried.
+      interrupted: The user stopped it. The same launch again continues.
+    """
+
+    sweep: str
+    uri: str
+    asked: int
+    finished: int
+    recorded: tuple[Trial, ...] = ()
+    exhausted: bool = False
+    interrupted: bool = False
+
+    def summary(self) -> str:
+        """Returns the report in a line."""
+        if not self.recorded and self.finished >= self.asked:
+            return f"'{self.sweep}' has {self.finished} finished trials already: nothing to do"
+        counts = Counter(trial.status for trial in self.recorded)
+        new = ", ".join(f"{counts[status]} {status.value}" for status in Status if counts[status])
+        line = f"'{self.sweep}' has {self.finished} of {self.asked} trials; new: {new or 'none'}"
+        if self.exhausted:
+            line += "; every candidate of the space has been tried"
+        return f"{line}; interrupted, launch again to continue" if self.interrupted else line
+
+
+def launch(
+    name: str,
+    run: RunConfig,
+    *,
+    dataset: str,
+    trials: int,
+    storage: str,
+    address: str | None = None,
+    cpus_per_trial: float = 1,
+    max_concurrent: int | None = None,
+    on_event: Listener = silent,
+    evaluator: str = "sweeps.evaluate:stages",
+    measurer: str = "thesis.measure:measure_rtf",
+) -> LaunchReport:
+    """Starts a sweep, or continues the one of this name, until it holds so many finished trials.
+
+    Finished are trials on record: completed, failed, infeasible and pruned ones. Exactly the
+    missing number is run. May be interrupted, or killed, at any time: the same call continues.
+
+    Args:
+      name: Name of the sweep.
+      run: The resolved configuration.
+      dataset: Folder of the dataset; every node must see it under this path.
+      trials: Number of finished trials that the sweep shall hold.
+      storage: Where the ledger is kept: a folder, or a URI such as s3://bucket/folder. Every node
+        must reach it.
+      address: Of a running Ray cluster; None starts one on this machine and stops it at the end.
+      cpus_per_trial: CPUs that a trial claims; its thread pools are sized to match.
+      max_concurrent: Trials at a time at the most; None runs as many as the CPUs allow.
+      on_event: Is told what happens, in this thread.
+      evaluator: What evaluates a candidate, as `sweeps.evaluate.stages` does: 'module:function' or
+        'path/to/file.py:function'.
+      measurer: What measures a model, as `thesis.measure.measure_rtf` does.
+
+    Raises:
+      SweepError: A different sweep has this name, it is being launched already, or no node has
+        enough CPUs for a trial.
+      DatasetError: There is no dataset.
+      LedgerError: The storage cannot be used.
+    """
+    data = load_facts(dataset)
+    dataset = str(Path(dataset).absolute())
+    facts = SweepFacts(
+        name=name,
+        gin_config=run.text,
+        dataset_fingerprint=data.fingerprint,
+        objectives=run.sweep.objectives,
+        dataset_path=dataset,
+        trials_asked=trials,
+        created_at=time.time(),
+    )
+    ledger = Ledger.create(storage, name, facts)
+    finished = ledger.trials()
+    on_event(SweepBegan(name, run.sweep.objectives, tuple(finished), trials))
+    if len(finished) >= trials:
+        return LaunchReport(name, ledger.uri, trials, len(finished))
+    with _scratch(ledger) as scratch, _cluster(address, scratch):
+        finished, started = ledger.trials(), ledger.started()
+        shared = _Shared(
+            ledger=ledger,
+            run=run,
+            dataset=dataset,
+            evaluator=evaluator,
+            measurer=measurer,
+            threads=math.ceil(cpus_per_trial),
+            work=_work_folder(ledger, scratch),
+        )
+        driver = _Driver(
+            shared,
+            data,
+            Search(run.space, run.sweep, finished=finished, started=started),
+            missing=trials - len(finished),
+            slots=_Slots(cpus_per_trial, max_concurrent),
+            on_event=on_event,
+        )
+        interrupted = _tune(driver, cpus_per_trial, scratch)
+    return LaunchReport(
+        name,
+        ledger.uri,
+        trials,
+        len(finished) + len(driver.recorded),
+        tuple(driver.recorded),
+        exhausted=driver.exhausted,
+        interrupted=interrupted,
+    )
+
+
+def load(spec: str) -> Any:
+    """Returns what 'module:attribute' or 'path/to/file.py:attribute' names."""
+    source, _, attribute = spec.rpartition(":")
+    if not source.endswith(".py"):
+        return getattr(importlib.import_module(source), attribute)
+    module_spec = importlib.util.spec_from_file_location(Path(source).stem, source)
+    if module_spec is None or module_spec.loader is None:
+        raise ImportError(f"cannot load {source}")
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    return getattr(module, attribute)
+
+
+# --- In the workers -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What all trials of a launch have in common; it is sent to every worker once.
+
+    Attributes:
+      ledger: Where records go.
+      run: The resolved configuration.
+      dataset: Absolute path of the dataset.
+      evaluator: See `launch`.
+      measurer: See `launch`.
+      threads: Threads that a trial may use.
+      work: Folder of the trials' work folders.
+    """
+
+    ledger: Ledger
+    run: RunConfig
+    dataset: str
+    evaluator: str
+    measurer: str
+    threads: int
+    work: Path
+
+    def workdir(self, candidate: Candidate) -> Path:
+        """Returns where a candidate's checkpoints are kept until it is on record."""
+        return self.work / candidate.id
+
+    def failed(self, candidate: Candidate, reason: Reason, detail: str, started_at: float) -> Trial:
+        """Returns the record of a trial that the evaluator could not make one of."""
+        provenance = Provenance(
+            host=platform.node(),
+            gin_config=self.run.text_for(candidate),
+            dataset_fingerprint=self.ledger.facts.dataset_fingerprint,
+            started_at=started_at,
+            finished_at=time.time(),
+        )
+        return Trial(
+            self.ledger.name, candidate, reason=reason, detail=detail, provenance=provenance
+        )
+
+
+def evaluate_and_record(
+    shared: _Shared, candidate: Candidate, measure: Measure
+) -> Generator[Progress, None, Trial]:
+    """Evaluates a candidate; when this returns its trial, the trial is on record.
+
+    Yields:
+      Where the trial is, as the evaluator tells.
+
+    Raises:
+      UserError: Something that every other trial would meet too: the dataset is missing, the
+        storage is full. Nothing is recorded.
+    """
+    ledger, workdir = shared.ledger, shared.workdir(candidate)
+    if candidate.id in ledger.ids():  # by a worker that died before it could tell
+        return ledger.get(candidate.id)
+    ledger.mark_started(candidate)
+    workdir.mkdir(parents=True, exist_ok=True)
+    task = Task(ledger.name, candidate, shared.run.text_for(candidate), shared.dataset)
+    started_at = time.time()
+    try:
+        trial: Trial = yield from load(shared.evaluator)(task, workdir=workdir, measure=measure)
+    except UserError:
+        raise
+    except Exception as error:
+        trial = shared.failed(candidate, Reason.ERROR, _in_a_line(error), started_at)
+    if trial.status is Status.COMPLETED and (workdir / "artifacts").is_dir():
+        ledger.put_artifacts(trial.id, workdir / "artifacts")
+    if not ledger.append(trial):
+        trial = ledger.get(trial.id)
+    shutil.rmtree(workdir, ignore_errors=True)
+    return trial
+
+
+def _in_a_line(error: BaseException) -> str:
+    """Returns an exception with the place that raised it: 'ValueError: no (train.py, line 7)'."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    place = ""
+    if traceback is not None:
+        file = Path(traceback.tb_frame.f_code.co_filename).name
+        place = f" ({file}, line {traceback.tb_lineno})"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"
+
+
+class _Worker(tune.Trainable):
+    """Evaluates candidates one after another, in a process that imports TensorFlow once."""
+
+    shared: ClassVar[_Shared]
+
+    def setup(self, config: dict[str, Any]) -> None:
+        # Thread pools are sized when libraries are loaded, which is later, in the evaluator.
+        threads = str(self.shared.threads)
+        os.environ.update(OMP_NUM_THREADS=threads, SWEEPS_THREADS=threads)
+        self._meter = _MeterOfThisNode(self.shared.measurer)
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        try:
+            return {"progress": next(self._stages)}
+        except StopIteration as end:
+            return {"done": True, "trial": end.value}
+        except UserError as error:
+            return {"done": True, "error": error}
+
+    def cleanup(self) -> None:
+        self._stages.close()
+
+    def _begin(self, config: Mapping[str, Any]) -> None:
+        candidate = Candidate.from_json(config["candidate"])
+        self._stages = evaluate_and_record(self.shared, candidate, self._meter)
+
+
+class _Meter:
+    """The actor that measures on its node, one model at a time."""
+
+    def measure(
+        self, measurer: str, model: bytes, audio_seconds: float, config: MeasureConfig
+    ) -> RtfMeasurement:
+        """Measures a model; see `thesis.measure.measure_rtf`."""
+        return cast(RtfMeasurement, load(measurer)(model, audio_seconds, config))
+
+
+class _MeterOfThisNode:
+    """Measures through the one `_Meter` of the node, whoever made it.
+
+    The actor is found by name and tied to its node by affinity: that needs no resource which the
+    cluster's owner would have had to declare.
+    """
+
+    def __init__(self, measurer: str) -> None:
+        self._measurer = measurer
+        self._actor: Any = None
+
+    def __call__(self, model: bytes, audio_seconds: float, config: MeasureConfig) -> RtfMeasurement:
+        for _ in range(_METER_ATTEMPTS - 1):
+            try:
+                return self._measure(model, audio_seconds, config)
+            except RayActorError:
+                # It went with the worker that had made it.
+                self._actor = None
+        return self._measure(model, audio_seconds, config)
+
+    def _measure(self, model: bytes, audio_seconds: float, config: MeasureConfig) -> RtfMeasurement:
+        self._actor = self._actor or self._find()
+        call = self._actor.measure.remote(self._measurer, model, audio_seconds, config)
+        return cast(RtfMeasurement, ray.get(call))
+
+    def _find(self) -> Any:
+        node = ray.get_runtime_context().get_node_id()
+        return (
+            ray.remote(_Meter)
+            .options(
+                name=f"meter-{node}",
+                namespace=_NAMESPACE,
+                get_if_exists=True,
+                num_cpus=0,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+            )
+            .remote()
+        )
+
+
+# --- In the driver ------------------------------------------------------------------------------
+
+
+class _Slots:
+    """How many trials may run at a time. Nodes may come and go."""
+
+    _FRESH_SECONDS = 5.0
+
+    def __init__(self, cpus_per_trial: float, most: int | None) -> None:
+        self._cpus = cpus_per_trial
+        self._most = most
+        self._count = 0
+        self._counted_at = -math.inf
+
+    def count(self) -> int:
+        """Returns the trials that fit on the nodes that are alive, within the user's limit."""
+        if time.monotonic() - self._counted_at > self._FRESH_SECONDS:
+            cpus = [n["Resources"].get("CPU", 0.0) for n in _nodes() if n["Alive"]]
+            self._count = sum(int(c / self._cpus) for c in cpus)
+            self._counted_at = time.monotonic()
+        return self._count if self._most is None else min(self._count, self._most)
+
+
+def _nodes() -> list[dict[str, Any]]:
+    return cast(list[dict[str, Any]], ray.nodes())  # type: ignore[no-untyped-call]
+
+
+class _Driver:
+    """Decides what runs next and keeps the books. Knows nothing of Ray Tune.
+
+    Attributes:
+      recorded: Trials recorded in this launch.
+      exhausted: Nothing is left to try.
+      failure: What ends the launch: an error that every trial would meet.
+    """
+
+    def __init__(
+        self,
+        shared: _Shared,
+        data: DatasetFacts,
+        search: Search,
+        *,
+        missing: int,
+        slots: _Slots,
+        on_event: Listener,
+    ) -> None:
+        self.shared = shared
+        self.recorded: list[Trial] = []
+        self.exhausted = False
+        self.failure: UserError | None = None
+        self._data = data
+        self._search = search
+        self._missing = missing
+        self._slots = slots
+        self._running: set[Candidate] = set()
+        self._on_event = on_event
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Tune pickles all that it is given into a state that is never read.
+        return (object, ())
+
+    @property
+    def complete(self) -> bool:
+        """Whether no other candidate is to be started."""
+        enough = len(self.recorded) + len(self._running) >= self._missing
+        return enough or self.exhausted or self.failure is not None
+
+    def next_candidate(self) -> Candidate | None:
+        """Returns what to evaluate next; None while there is no free slot, or when `complete`."""
+        while not self.complete and len(self._running) < self._slots.count():
+            candidate = self._search.propose()
+            if candidate is None:
+                self.exhausted = True
+                return None
+            infeasible = screen(self.shared.ledger.name, self.shared.run, candidate, self._data)
+            if infeasible is None:
+                self._running.add(candidate)
+                return candidate
+            self._record(infeasible)
+        return None
+
+    def began(self, candidate: Candidate) -> None:
+        """A worker takes up a candidate."""
+        self._on_event(TrialBegan(candidate))
+
+    def advanced(self, candidate: Candidate, progress: Progress) -> None:
+        """A trial has come further."""
+        self._on_event(TrialAdvanced(candidate, progress))
+
+    def retried(self, candidate: Candidate) -> None:
+        """A worker died, and another one will take over."""
+        self._on_event(TrialRetried(candidate))
+
+    def ended(self, trial: Trial) -> None:
+        """A worker has recorded a trial."""
+        self._running.discard(trial.candidate)
+        self.recorded.append(trial)
+        self._search.record(trial)
+        self._on_event(TrialEnded(trial))
+
+    def failed(self, error: UserError) -> None:
+        """A worker met something that every trial would meet."""
+        self.failure = self.failure or error
+
+    def crashed(self, candidate: Candidate, error: Exception | None) -> None:
+        """Workers died of a candidate until it was given up."""
+        memory = isinstance(error, OutOfMemoryError) or "OOM" in str(error)
+        reason = Reason.OUT_OF_MEMORY if memory else Reason.CRASHED
+        detail = f"{RETRIES + 1} workers died of it"
+        self._record(self.shared.failed(candidate, reason, detail, started_at=0.0))
+        shutil.rmtree(self.shared.workdir(candidate), ignore_errors=True)
+
+    def waited(self) -> None:
+        """Some time has passed."""
+        self._on_event(Waited())
+
+    def _record(self, trial: Trial) -> None:
+        try:
+            added = self.shared.ledger.append(trial)
+            self.ended(trial if added else self.shared.ledger.get(trial.id))
+        except UserError as error:
+            self.failed(error)
+
+
+class _Proposals(Searcher):
+    """Ray Tune's view of the search."""
+
+    def __init__(self, driver: _Driver) -> None:
+        super().__init__()
+        self._driver = driver
+
+    def suggest(self, trial_id: str) -> Any:
+        candidate = self._driver.next_candidate()
+        if candidate is not None:
+            return {"candidate": candidate.to_json()}
+        return Searcher.FINISHED if self._driver.complete else None
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Does nothing: `_Watcher` is told more."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Does nothing: the search is rebuilt from the ledger."""
+
+
+class _Watcher(tune.Callback):
+    """Passes on to the driver what Ray Tune sees."""
+
+    def __init__(self, driver: _Driver) -> None:
+        self._driver = driver
+
+    def on_trial_start(
+        self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any
+    ) -> None:
+        self._driver.began(_candidate(trial))
+
+    def on_trial_result(
+        self,
+        iteration: int,
+        trials: list[RayTrial],
+        trial: RayTrial,
+        result: dict[str, Any],
+        **info: Any,
+    ) -> None:
+        if "progress" in result:
+            self._driver.advanced(_candidate(trial), result["progress"])
+        elif "trial" in result:
+            self._driver.ended(result["trial"])
+        else:
+            self._driver.failed(result["error"])
+
+    def on_trial_recover(
+        self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any
+    ) -> None:
+        self._driver.retried(_candidate(trial))
+
+    def on_trial_error(
+        self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any
+    ) -> None:
+        self._driver.crashed(_candidate(trial), trial.get_pickled_error())
+
+    def on_step_end(self, iteration: int, trials: list[RayTrial], **info: Any) -> None:
+        self._driver.waited()
+
+
+class _StopOnFailure(tune.Stopper):
+    """Ends the run when the driver has met an error that every trial would meet."""
+
+    def __init__(self, driver: _Driver) -> None:
+        self._driver = driver
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._driver.failure is not None
+
+
+def _candidate(trial: RayTrial) -> Candidate:
+    return Candidate.from_json(trial.config["candidate"])
+
+
+def _tune(driver: _Driver, cpus_per_trial: float, scratch: Path) -> bool:
+    """Runs the missing trials. Returns whether the user interrupted it.
+
+    Raises:
+      UserError: An error that every trial would meet.
+    """
+    worker = type("_Worker", (_Worker,), {"shared": driver.shared})
+    try:
+        tune.run(
+            worker,
+            name="tune",
+            storage_path=str(scratch),
+            search_alg=_Proposals(driver),
+            num_samples=-1,
+            resources_per_trial={"cpu": cpus_per_trial},
+            reuse_actors=True,
+            max_failures=RETRIES,
+            raise_on_failed_trial=False,
+            stop=_StopOnFailure(driver),
+            callbacks=[_Watcher(driver)],
+            trial_dirname_creator=lambda trial: trial.trial_id,
+            verbose=0,
+        )
+    except KeyboardInterrupt:
+        return True
+    if driver.failure is not None:
+        raise driver.failure
+    return False
+
+
+# --- The cluster and its folders ----------------------------------------------------------------
+
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    # A KeyboardInterrupt is all that an interrupt needs: nothing of Tune's is worth saving.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
+    # The driver itself holds back what no slot is free for.
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000",
+}
+
+
+@contextmanager
+def _cluster(address: str | None, scratch: Path) -> Iterator[None]:
+    """Connects to a Ray cluster, or starts one here; leaves the one that the caller is in."""
+    with ExitStack() as stack:
+        stack.enter_context(_environment(_QUIET))
+        stack.enter_context(_quiet_logs())
+        if not ray.is_initialized():
+            stack.callback(ray.shutdown)
+            if address is not None:
+                _connect(address)
+            else:
+                _start_here(scratch)
+        yield
+
+
+def _connect(address: str) -> None:
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError) as error:
+        raise SweepError(
+            f"no Ray cluster at '{address}'", hint="'ray status' on its head node tells the address"
+        ) from error
+
+
+def _start_here(scratch: Path) -> None:
+    """Starts a cluster that lives and dies with this process.
+
+    On Linux Ray binds its processes to the one that started them (PR_SET_PDEATHSIG): not even a
+    kill -9 of the driver leaves any behind.
+    """
+    ray.init(
+        address="local",  # whatever RAY_ADDRESS says
+        num_cpus=len(os.sched_getaffinity(0)),
+        object_store_memory=_OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _temp_dir=str(scratch / "ray"),
+        _node_ip_address="127.0.0.1",
+    )
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _quiet_logs() -> Iterator[None]:
+    logger = logging.getLogger("ray")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _scratch(ledger: Ledger) -> Iterator[Path]:
+    """Makes a folder of this sweep for what nobody needs afterwards, and locks it.
+
+    It is under /tmp wherever TMPDIR points to a long path: Ray keeps Unix sockets in it, whose
+    paths may have 107 characters.
+
+    Raises:
+      SweepError: Another process launches this sweep on this machine.
+    """
+    digest = hashlib.sha256(ledger.uri.encode()).hexdigest()[:10]
+    temporary = tempfile.gettempdir()
+    root = Path(temporary if len(temporary) <= 24 else "/tmp")
+    folder = root / f"sweeps-{os.getuid()}-{digest}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    # The kernel gives the lock back however the process ends.
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SweepError(
+                f"sweep '{ledger.name}' is being launched already, on this machine",
+                hint=f"'sweeps status {ledger.name}' shows how far it is",
+            ) from None
+        _remove(folder / "ray", folder / "tune")
+        try:
+            yield folder
+        finally:
+            _remove(folder / "ray", folder / "tune")
+
+
+def _remove(*folders: Path) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _work_folder(ledger: Ledger, scratch: Path) -> Path:
+    """Returns where trials keep their checkpoints: beside the records, if that is a file system.
+
+    On an object store it is a folder of each machine, and a trial whose machine is lost starts
+    again from its beginning.
+    """
+    if isinstance(ledger.location.filesystem, fs.LocalFileSystem):
+        return Path(ledger.location.at(ledger.name), "work")
+    return scratch / "work"
