@@ -25,6 +25,7 @@ import json
 import math
 import os
 import re
+import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -98,7 +99,7 @@ class Location:
     uri: str
 
     @classmethod
-    def of(cls, storage: "str | Location") -> "Location":
+    def of(cls, storage: "str | Path | Location") -> "Location":
         """Returns the location of a path or URI.
 
         Raises:
@@ -106,6 +107,7 @@ class Location:
         """
         if isinstance(storage, Location):
             return storage
+        storage = str(storage)
         if "://" not in storage:
             path = str(Path(storage).expanduser().absolute())
             return cls(fs.LocalFileSystem(), path, path)
@@ -454,7 +456,7 @@ def _parse(source: pa.NativeFile, columns: Sequence[str] | None, ids: pa.Array |
 # Sweeps
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SweepFacts:
     """What a sweep is. Two launches are of one sweep when the fields that define it are equal.
 
@@ -475,7 +477,7 @@ class SweepFacts:
     objectives: tuple[str, ...]
     dataset_path: str = field(default="", compare=False)
     trials_asked: int = field(default=0, compare=False)
-    created_at: float = field(default=0.0, compare=False)
+    created_at: float = field(default_factory=time.time, compare=False)
     schema_version: int = field(default=SCHEMA_VERSION, compare=False)
 
     def to_json(self) -> str:
@@ -537,7 +539,7 @@ class Ledger:
         self._ids_of_merged: dict[str, frozenset[str]] = {}
 
     @classmethod
-    def create(cls, storage: str | Location, sweep: str, facts: SweepFacts) -> "Ledger":
+    def create(cls, storage: str | Path | Location, sweep: str, facts: SweepFacts) -> "Ledger":
         """Returns the ledger of a new sweep, or of an existing one that has the same facts.
 
         What does not define the sweep (where the dataset is, how many trials are asked for) is
@@ -560,7 +562,7 @@ class Ledger:
         return ledger
 
     @classmethod
-    def open(cls, storage: str | Location, sweep: str) -> "Ledger":
+    def open(cls, storage: str | Path | Location, sweep: str) -> "Ledger":
         """Returns the ledger of an existing sweep.
 
         Raises:
@@ -974,7 +976,7 @@ def _unknown(prefix: str, ids: Iterable[str], otherwise: str) -> TrialError:
 # All sweeps of a storage location
 
 
-def list_sweeps(storage: str | Location) -> list[str]:
+def list_sweeps(storage: str | Path | Location) -> list[str]:
     """Returns the names of the sweeps in a storage location, in order; none if it is not there.
 
     Raises:
@@ -986,7 +988,7 @@ def list_sweeps(storage: str | Location) -> list[str]:
 
 
 def find_trial(
-    storage: str | Location, prefix: str, sweep: str | None = None
+    storage: str | Path | Location, prefix: str, sweep: str | None = None
 ) -> tuple[Ledger, Trial]:
     """Returns the trial whose id begins with `prefix`, and the ledger that it is in.
 

@@ -1,0 +1,779 @@
+import dataclasses
+import errno
+import json
+import math
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pyarrow import fs
+
+from sweeps import ledger as ledger_module
+from sweeps.errors import LedgerError, SweepError, TrialError
+from sweeps.ledger import SCHEMA, Ledger, Location, SweepFacts, find_trial, list_sweeps
+from sweeps.objectives import Limit, objective
+from sweeps.pareto import pareto_front
+from sweeps.trial import METRICS, SCHEMA_VERSION, Candidate, Measurement, Provenance, Reason, Trial
+
+OBJECTIVES = [objective("val_loss"), objective("rtf_ratio")]
+
+
+def facts(name="tiny", **changes):
+    values = {
+        "name": name,
+        "gin_config": "train.steps = 300\ntrain.seed = 0",
+        "dataset_fingerprint": "d1",
+        "objectives": ("val_loss", "rtf_ratio"),
+        "created_at": 1.0,
+    }
+    return SweepFacts(**{**values, **changes})
+
+
+def trial(number, sweep="tiny", reason=None, **metrics):
+    return Trial(
+        sweep,
+        Candidate.of({"number": number}),
+        Measurement(**metrics),
+        reason,
+        provenance=Provenance(
+            host="a", host_fingerprint="h", versions={"onnx": "1.17"}, finished_at=float(number)
+        ),
+    )
+
+
+def plain(value):
+    """A form in which NaN equals NaN."""
+    return json.dumps(dataclasses.asdict(value), default=str, sort_keys=True)
+
+
+def in_memory(_):
+    return Location(*fs.FileSystem.from_uri("mock:///store"), "mock:///store")
+
+
+def subtree(folder):
+    return Location(fs.SubTreeFileSystem(str(folder), fs.LocalFileSystem()), "", "subtree:")
+
+
+STORAGES = {
+    "path": str,
+    "uri": lambda folder: folder.as_uri(),
+    "subtree": subtree,
+    "memory": in_memory,
+}
+
+
+@pytest.fixture(params=STORAGES)
+def storage(request, tmp_path):
+    return STORAGES[request.param](tmp_path)
+
+
+@pytest.fixture
+def ledger(storage):
+    return Ledger.create(storage, "tiny", facts())
+
+
+# -- what holds on every filesystem
+
+
+def test_new_sweep_is_empty(ledger):
+    assert (ledger.trials(), ledger.ids(), ledger.started()) == ([], set(), [])
+    assert ledger.front(OBJECTIVES).finished == 0
+
+
+def test_recorded_trial_is_found_by_another_process(ledger):
+    assert ledger.append(trial(1, val_loss=1.5, parameters=2446))
+    again = Ledger.open(ledger.location, "tiny")
+    assert again.trials() == [trial(1, val_loss=1.5, parameters=2446)]
+    assert again.ids() == {trial(1).id}
+    assert again.facts == ledger.facts
+
+
+def test_failures_are_records_too(ledger):
+    for number, reason in enumerate(Reason):
+        ledger.append(trial(number, reason=reason))
+    assert [t.reason for t in ledger.trials()] == list(Reason)
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_first_record_of_an_id_stays(ledger, compacted):
+    ledger.append(trial(0))
+    ledger.append(trial(1, val_loss=1.0))
+    if compacted:
+        ledger.compact()
+    assert not ledger.append(trial(1, val_loss=2.0))
+    assert not Ledger.open(ledger.location, "tiny").append(trial(1, val_loss=2.0))
+    assert ledger.get(trial(1).id).metric("val_loss") == 1.0
+    assert len(ledger.trials()) == 2
+
+
+def test_trials_come_in_the_order_in_which_they_finished(ledger):
+    for number in (3, 1, 2):
+        ledger.append(trial(number))
+    assert ledger.trials() == [trial(1), trial(2), trial(3)]
+
+
+def test_extend_records_many_and_passes_over_known_ones(ledger):
+    ledger.append(trial(1, val_loss=1.0))
+    assert ledger.extend([trial(1, val_loss=9.0), trial(2), trial(3), trial(3)]) == 2
+    assert ledger.trials() == [trial(1, val_loss=1.0), trial(2), trial(3)]
+    assert ledger.extend([trial(2)]) == 0
+
+
+def test_compaction_changes_no_record(ledger):
+    for number in range(7):
+        ledger.append(trial(number, val_loss=number / 3))
+    before = ledger.trials()
+    assert ledger.compact() == 7
+    assert ledger.trials() == before
+    assert ledger.ids() == {t.id for t in before}
+    assert ledger.location.names("tiny/trials", ".parquet") == []
+    assert ledger.compact() == 0
+
+
+def test_many_compactions_leave_few_files(ledger):
+    for number in range(64):
+        ledger.append(trial(2 * number))
+        ledger.append(trial(2 * number + 1))
+        ledger.compact()
+    assert len(ledger.trials()) == 128
+    assert len(ledger._files()) <= 15
+
+
+def test_compaction_that_died_before_deleting_costs_and_doubles_nothing(ledger, monkeypatch):
+    for number in range(5):
+        ledger.append(trial(number))
+    with monkeypatch.context() as patch:
+        patch.setattr(Location, "delete", lambda *_: None)
+        ledger.compact()
+    assert len(ledger._files()) == 6
+    assert ledger.trials() == [trial(number) for number in range(5)]
+    assert not ledger.append(trial(3))
+    ledger.compact()
+    assert ledger.trials() == [trial(number) for number in range(5)]
+
+
+def compact_before_listing(moment, monkeypatch):
+    """Has somebody else compact the sweep just before a reader's first, second, ... listing."""
+    names, listings = Location.names, []
+
+    def compact_and_list(location, folder, suffix):
+        listings.append(folder)
+        if len(listings) == moment:
+            Ledger.open(location, "tiny").compact()
+        return names(location, folder, suffix)
+
+    monkeypatch.setattr(Location, "names", compact_and_list)
+
+
+@pytest.mark.parametrize("moment", [1, 2, 3, 4])
+def test_reader_misses_nothing_when_records_move_while_it_lists(ledger, monkeypatch, moment):
+    # Every compaction takes every record from wherever it is to the highest level.
+    monkeypatch.setattr(ledger_module, "_FAN_IN", (1, 1, 1))
+    ledger.extend([trial(number) for number in range(5)])
+    for number in range(5, 10):
+        ledger.append(trial(number))
+    compact_before_listing(moment, monkeypatch)
+    assert len(ledger.trials()) == 10
+
+
+@pytest.mark.parametrize("moment", [1, 2, 3, 4])
+def test_ids_miss_nothing_when_records_move_while_they_are_listed(ledger, monkeypatch, moment):
+    monkeypatch.setattr(ledger_module, "_FAN_IN", (1, 1, 1))
+    ledger.extend([trial(number) for number in range(5)])
+    ledger.append(trial(5))
+    compact_before_listing(moment, monkeypatch)
+    assert len(ledger.ids()) == 6
+
+
+def test_reader_looks_again_when_records_move_before_it_reads(ledger, monkeypatch):
+    for number in range(5):
+        ledger.append(trial(number))
+    load, loads = Ledger._load, []
+
+    def compact_before_reading(self, *args):
+        loads.append(args)
+        if len(loads) == 1:
+            Ledger.open(self.location, "tiny").compact()
+        return load(self, *args)
+
+    monkeypatch.setattr(Ledger, "_load", compact_before_reading)
+    assert len(ledger.trials()) == 5
+
+
+def test_reader_gives_up_on_files_that_never_stay(ledger, monkeypatch):
+    def gone(*_):
+        raise FileNotFoundError
+
+    ledger.append(trial(1))
+    monkeypatch.setattr(Ledger, "_load", gone)
+    with pytest.raises(LedgerError, match="move faster"):
+        ledger.trials()
+
+
+def test_leftover_temporary_file_is_ignored(ledger):
+    ledger.append(trial(1))
+    ledger.mark_started(Candidate.of({"number": 2}))
+    for name in ("tiny/trials/_0123456789.parquet", "tiny/started/_0123456789.json"):
+        ledger.location._write(ledger.location.at(name), b"half a rec")
+    assert ledger.trials() == [trial(1)]
+    assert ledger.ids() == {trial(1).id}
+    assert ledger.started() == [Candidate.of({"number": 2})]
+    assert ledger.compact() == 0
+
+
+def test_nothing_but_records_is_left_behind(ledger):
+    for number in range(3):
+        ledger.mark_started(trial(number).candidate)
+        ledger.append(trial(number))
+        ledger.append(trial(number))
+    found = ledger.location.filesystem.get_file_info(
+        fs.FileSelector(ledger.location.at("tiny"), recursive=True)
+    )
+    files = {info.base_name for info in found if info.is_file}
+    assert files == {"sweep.json", *(f"{trial(n).id}.parquet" for n in range(3))}
+
+
+def test_started_and_unfinished_candidates_are_in_flight(ledger):
+    candidates = [trial(number).candidate for number in range(3)]
+    for candidate in candidates:
+        ledger.mark_started(candidate)
+        ledger.mark_started(candidate)
+    ledger.append(trial(1))
+    assert set(ledger.started()) == {candidates[0], candidates[2]}
+
+
+def test_mark_that_outlived_its_trial_is_passed_over(ledger):
+    ledger.append(trial(1))
+    ledger.mark_started(trial(1).candidate)
+    assert ledger.started() == []
+
+
+def test_trial_is_found_by_the_start_of_its_id(ledger):
+    for number in range(20):
+        ledger.append(trial(number, val_loss=number))
+    ledger.compact()
+    ledger.append(trial(20, val_loss=20))
+    for number in (0, 7, 20):
+        assert ledger.get(trial(number).id) == trial(number, val_loss=number)
+        assert ledger.get(trial(number).id[:6]) == trial(number, val_loss=number)
+
+
+def test_unknown_trial_is_refused_with_the_nearest_id(ledger):
+    ledger.append(trial(1))
+    wrong = trial(1).id[:8] + "zz"
+    with pytest.raises(TrialError, match=f"no trial '{wrong}'") as caught:
+        ledger.get(wrong)
+    assert f"did you mean '{trial(1).id}'?" in caught.value.hint
+
+
+def test_ambiguous_prefix_is_refused_with_the_ids(ledger):
+    ledger.extend([trial(number) for number in range(40)])
+    prefix = trial(0).id[0]
+    same = sorted(i for i in ledger.ids() if i.startswith(prefix))
+    assert len(same) > 1
+    with pytest.raises(TrialError, match=f"'{prefix}' begins the ids of {len(same)} trials") as e:
+        ledger.get(prefix)
+    assert same[0] in e.value.message
+    assert "more digits" in e.value.hint
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_front_of_the_ledger_is_the_front_of_its_trials(ledger, compacted):
+    for number in range(30):
+        reason = Reason.DIVERGED if number % 7 == 0 else None
+        cost = None if number % 5 == 0 else 40.0 - number
+        loss = math.nan if number % 11 == 1 else float(number % 13)
+        ledger.append(
+            trial(number, reason=reason, val_loss=loss, rtf_ratio=cost, parameters=number)
+        )
+    if compacted:
+        ledger.compact()
+    limits = [Limit("parameters", high=27)]
+    front = ledger.front(OBJECTIVES, limits)
+    expected = pareto_front(ledger.trials(), OBJECTIVES, limits)
+    assert plain(front) == plain(expected)
+    assert front.members
+    assert front.excluded
+
+
+def test_artifacts_come_back_as_they_were(ledger, tmp_path):
+    source = tmp_path / "source"
+    (source / "onnx").mkdir(parents=True)
+    (source / "onnx" / "decoder.onnx").write_bytes(bytes(range(256)))
+    (source / "model.gin").write_text("x = 1")
+    assert not ledger.has_artifacts("abc")
+    ledger.put_artifacts("abc", source)
+    assert ledger.has_artifacts("abc")
+    ledger.get_artifacts("abc", tmp_path / "target")
+    assert (tmp_path / "target/onnx/decoder.onnx").read_bytes() == bytes(range(256))
+    assert (tmp_path / "target/model.gin").read_text() == "x = 1"
+    assert len(list((tmp_path / "target").rglob("*"))) == 3
+
+
+def test_new_artifacts_take_the_place_of_the_old_ones(ledger, tmp_path):
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text(name)
+        ledger.put_artifacts("abc", tmp_path / name)
+    ledger.get_artifacts("abc", tmp_path / "target")
+    assert [path.name for path in (tmp_path / "target").iterdir()] == ["new"]
+
+
+def test_half_stored_artifacts_are_not_seen(ledger, tmp_path, monkeypatch):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "a").write_text("a")
+
+    def die(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Location, "put", die)
+    with pytest.raises(KeyboardInterrupt):
+        ledger.put_artifacts("abc", tmp_path / "source")
+    assert not ledger.has_artifacts("abc")
+    with pytest.raises(TrialError, match="no model is stored for trial abc"):
+        ledger.get_artifacts("abc", tmp_path / "target")
+
+
+# -- sweeps
+
+
+def test_sweeps_are_listed_in_order(storage):
+    assert list_sweeps(storage) == []
+    for name in ("violin", "cello", "tiny_2.b-c"):
+        Ledger.create(storage, name, facts(name))
+    Location.of(storage).make_folder("no-sweep")
+    assert list_sweeps(storage) == ["cello", "tiny_2.b-c", "violin"]
+
+
+def test_unknown_sweep_is_refused_with_the_nearest_name(ledger):
+    with pytest.raises(SweepError, match="no sweep named 'tny'") as caught:
+        Ledger.open(ledger.location, "tny")
+    assert caught.value.hint == "did you mean 'tiny'? 'sweeps status' lists them"
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "_a", "-a", "ü", "a b", "a" * 101])
+def test_name_that_cannot_be_a_folder_is_refused(tmp_path, name):
+    for use in (
+        lambda: Ledger.create(tmp_path, name, facts(name)),
+        lambda: Ledger.open(tmp_path, name),
+    ):
+        with pytest.raises(SweepError, match="cannot be the name of a sweep") as caught:
+            use()
+        assert "letters, digits" in caught.value.hint
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_equal_facts_continue_a_sweep(ledger):
+    ledger.append(trial(1))
+    again = Ledger.create(ledger.location, "tiny", facts())
+    assert again.trials() == [trial(1)]
+
+
+def test_what_does_not_define_a_sweep_is_brought_up_to_date(ledger):
+    later = facts(trials_asked=60, dataset_path="/elsewhere", created_at=99.0)
+    for found in (
+        Ledger.create(ledger.location, "tiny", later),
+        Ledger.open(ledger.location, "tiny"),
+    ):
+        assert found.facts.trials_asked == 60
+        assert found.facts.dataset_path == "/elsewhere"
+        assert found.facts.created_at == 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"dataset_fingerprint": "d2"}, "dataset_fingerprint is 'd1' there and 'd2' here"),
+        (
+            {"gin_config": "train.steps = 300\ntrain.seed = 1"},
+            "gin_config is 'train.seed = 0' there and 'train.seed = 1' here",
+        ),
+        (
+            {"gin_config": "train.steps = 300"},
+            "gin_config is 'train.seed = 0' there and '' here",
+        ),
+        ({"objectives": ("val_loss",)}, "objectives is"),
+    ],
+)
+def test_different_configuration_under_one_name_is_refused(ledger, change, said):
+    with pytest.raises(SweepError, match="sweep 'tiny' exists and differs") as caught:
+        Ledger.create(ledger.location, "tiny", facts(**change))
+    assert said in caught.value.message
+    assert "another --name" in caught.value.hint
+    assert Ledger.open(ledger.location, "tiny").facts == facts()
+
+
+def test_trial_is_found_in_whichever_sweep_it_is(storage):
+    for sweep, number in (("a", 1), ("b", 2)):
+        Ledger.create(storage, sweep, facts(sweep)).append(trial(number, sweep))
+    found, its_trial = find_trial(storage, trial(2).id[:8])
+    assert (found.name, its_trial) == ("b", trial(2, "b"))
+
+
+def test_trial_of_two_sweeps_is_refused_with_their_names_unless_one_is_given(storage):
+    for sweep in ("a", "b"):
+        Ledger.create(storage, sweep, facts(sweep)).append(trial(1, sweep))
+    with pytest.raises(TrialError, match="several sweeps: 'a', 'b'"):
+        find_trial(storage, trial(1).id)
+    assert find_trial(storage, trial(1).id, "b")[1].sweep == "b"
+
+
+def test_trial_of_no_sweep_is_refused_with_the_nearest_id(ledger):
+    ledger.append(trial(1))
+    with pytest.raises(TrialError) as caught:
+        find_trial(ledger.location, "z" + trial(1).id[1:])
+    assert f"did you mean '{trial(1).id}'?" in caught.value.hint
+
+
+def test_trial_of_another_sweep_is_a_mistake(ledger):
+    with pytest.raises(ValueError, match="'other' given to sweep 'tiny'"):
+        ledger.append(trial(1, sweep="other"))
+
+
+# -- records
+
+
+values = st.booleans() | st.integers() | st.floats() | st.text()
+floats, counts = st.none() | st.floats(), st.none() | st.integers(-(2**63), 2**63 - 1)
+measurements = st.builds(
+    Measurement,
+    **{name: floats if column.type == float | None else counts for name, column in METRICS.items()},
+)
+provenances = st.builds(
+    Provenance,
+    host=st.text(),
+    versions=st.dictionaries(st.text(), st.text()),
+    gin_config=st.text(),
+    seed=st.integers(0, 2**63 - 1),
+    started_at=st.floats(),
+)
+any_trials = st.builds(
+    Trial,
+    sweep=st.just("tiny"),
+    candidate=st.dictionaries(st.text(), values).map(Candidate.of),
+    measurement=measurements,
+    reason=st.none() | st.sampled_from(Reason),
+    detail=st.text(),
+    provenance=provenances,
+)
+
+
+@given(st.lists(any_trials, max_size=5, unique_by=lambda t: t.id), st.booleans())
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+def test_any_trial_survives_the_ledger(trials, compacted):
+    ledger = Ledger.create(in_memory(None), "tiny", facts())
+    for one in trials:
+        assert ledger.append(one)
+    if compacted:
+        ledger.compact()
+    assert sorted(map(plain, ledger.trials())) == sorted(map(plain, trials))
+    for one in trials:
+        assert plain(ledger.get(one.id)) == plain(one)
+
+
+def test_text_that_is_not_unicode_does_not_cost_the_record(tmp_path):
+    ledger = Ledger.create(tmp_path, "tiny", facts())
+    ledger.append(dataclasses.replace(trial(1), detail="path \udcff.wav"))
+    assert ledger.trials()[0].detail == "path \\udcff.wav"
+
+
+def path_of(ledger, one):
+    return Path(ledger.location.at(f"tiny/trials/{one.id}.parquet"))
+
+
+def rewrite(path, change):
+    """Writes a record as another release would have done."""
+    pq.write_table(change(pq.read_table(path, partitioning=None)), path)
+
+
+def test_record_of_a_newer_release_is_refused_with_a_hint(tmp_path):
+    ledger = Ledger.create(tmp_path, "tiny", facts())
+    ledger.append(dataclasses.replace(trial(1), schema_version=SCHEMA_VERSION + 1))
+    for read in (ledger.trials, lambda: ledger.front(OBJECTIVES), lambda: ledger.get(trial(1).id)):
+        with pytest.raises(LedgerError, match=f"{trial(1).id}.*schema version 2") as caught:
+            read()
+        assert "upgrade" in caught.value.hint
+
+
+def test_reason_of_a_newer_release_is_refused_with_a_hint(tmp_path):
+    ledger = Ledger.create(tmp_path, "tiny", facts())
+    ledger.append(trial(1, reason=Reason.ERROR))
+    other = pa.array(["GREMLINS"])
+    rewrite(path_of(ledger, trial(1)), lambda t: t.set_column(4, "reason", other))
+    with pytest.raises(LedgerError, match="'GREMLINS'") as caught:
+        ledger.trials()
+    assert "upgrade" in caught.value.hint
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_older_record_without_a_column_reads_as_its_default(tmp_path, compacted):
+    ledger = Ledger.create(tmp_path, "tiny", facts())
+    for number in (1, 2):
+        ledger.append(trial(number, val_loss=1.0, rtf_ratio=2.0))
+    dropped = ["rtf_ratio", "versions", "seed", "detail"]
+    rewrite(path_of(ledger, trial(1)), lambda t: t.drop_columns(dropped))
+    if compacted:
+        ledger.compact()
+    old, new = ledger.trials()
+    assert new == trial(2, val_loss=1.0, rtf_ratio=2.0)
+    assert old.measurement == Measurement(val_loss=1.0)
+    assert (old.detail, old.provenance.versions, old.provenance.seed) == ("", {}, 0)
+    assert [e.why for e in ledger.front(OBJECTIVES).excluded] == ["no rtf_ratio"]
+
+
+def test_column_that_only_another_release_knows_is_kept_by_compaction(tmp_path):
+    ledger = Ledger.create(tmp_path, "tiny", facts())
+    for number in (1, 2):
+        ledger.append(trial(number))
+    extra = pa.array([7])
+    rewrite(path_of(ledger, trial(1)), lambda t: t.append_column("energy_joules", extra))
+    assert len(ledger.trials()) == 2
+    ledger.compact()
+    (merged,) = Path(tmp_path, "tiny/trials/merged-1").iterdir()
+    table = pq.read_table(merged, partitioning=None).sort_by("finished_at")
+    assert table["energy_joules"].to_pylist() == [7, None]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:-1],
+        lambda data: b"not parquet at all" * 20,
+        lambda data: data[:4] + bytes(len(data) - 400) + data[-396:],
+    ],
+)
+def test_corrupt_record_is_named_with_a_hint(tmp_path, damage):
+    ledger = Ledger.create(tmp_path, "tiny", facts())
+    ledger.append(trial(1))
+    path = path_of(ledger, trial(1))
+    path.write_bytes(damage(path.read_bytes()))
+    for read in (ledger.trials, lambda: ledger.front(OBJECTIVES)):
+        with pytest.raises(LedgerError, match="is not a readable record") as caught:
+            read()
+        assert caught.value.message.startswith(str(path))
+        assert "\n" not in caught.value.message
+        assert "run again" in caught.value.hint
+
+
+def test_parquet_file_that_is_no_record_is_named(tmp_path):
+    ledger = Ledger.create(tmp_path, "tiny", facts())
+    stray = tmp_path / "tiny/trials/stray.parquet"
+    pq.write_table(pa.table({"a": [1]}), stray)
+    with pytest.raises(LedgerError, match=r"stray\.parquet is not a readable record"):
+        ledger.trials()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"name": "tiny"}'])
+def test_corrupt_sweep_file_is_named(tmp_path, text):
+    Ledger.create(tmp_path, "tiny", facts())
+    (tmp_path / "tiny/sweep.json").write_text(text)
+    with pytest.raises(LedgerError, match=r"sweep\.json cannot be read"):
+        Ledger.open(tmp_path, "tiny")
+
+
+def test_sweep_of_a_newer_release_is_refused_with_a_hint(tmp_path):
+    Ledger.create(tmp_path, "tiny", facts())
+    newer = {**dataclasses.asdict(facts()), "schema_version": SCHEMA_VERSION + 1, "colour": "red"}
+    (tmp_path / "tiny/sweep.json").write_text(json.dumps(newer))
+    with pytest.raises(LedgerError, match="schema version 2") as caught:
+        Ledger.open(tmp_path, "tiny")
+    assert "upgrade" in caught.value.hint
+
+
+def test_any_parquet_reader_finds_the_records_in_one_folder(tmp_path):
+    ledger = Ledger.create(tmp_path, "tiny", facts())
+    for number in range(4):
+        ledger.append(trial(number, val_loss=number))
+        if number == 2:
+            ledger.compact()
+    (tmp_path / "tiny/trials/_0123.parquet.tmp").write_bytes(b"half")
+    table = pq.read_table(tmp_path / "tiny/trials", schema=SCHEMA)
+    assert sorted(table["val_loss"].to_pylist()) == [0, 1, 2, 3]
+
+
+# -- storage that fails
+
+
+@pytest.mark.parametrize("make", [str, subtree], ids=["path", "subtree"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EIO])
+def test_failed_write_is_reported_and_leaves_nothing(tmp_path, monkeypatch, make, code):
+    ledger = Ledger.create(make(tmp_path), "tiny", facts())
+    ledger.mark_started(trial(1).candidate)
+
+    def fail(*_):
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        patch.setattr(Location, "_write", fail)
+        with pytest.raises(LedgerError, match=os.strerror(code)) as caught:
+            ledger.append(trial(1))
+    assert caught.value.hint
+    assert list(Path(tmp_path, "tiny/trials").glob("*.parquet*")) == []
+    assert ledger.started() == [trial(1).candidate]
+    assert ledger.append(trial(1))
+
+
+def test_records_are_first_come_without_hard_links(tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.ENOTSUP, "no links")
+
+    monkeypatch.setattr(Path, "hardlink_to", unsupported)
+    ledger = Ledger.create(tmp_path, "tiny", facts())
+    assert ledger.location.put("tiny/x.json", b"first")
+    assert not ledger.location.put("tiny/x.json", b"second")
+    assert (tmp_path / "tiny/x.json").read_bytes() == b"first"
+    assert sorted(p.name for p in (tmp_path / "tiny").glob("*x.json*")) == ["x.json"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real filesystem of 256 kB, where mounting one is allowed."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp_path)]
+    try:
+        done = subprocess.run(mount, capture_output=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no mount command")
+    if done.returncode:
+        pytest.skip("mounting a filesystem is not permitted")
+    yield tmp_path
+    subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_full_disk_costs_no_record_that_was_written(small_disk):
+    ledger = Ledger.create(small_disk, "tiny", facts())
+    written = []
+
+    def fill():
+        for number in range(1000):
+            ledger.append(trial(number))
+            written.append(number)
+
+    with pytest.raises(LedgerError, match="No space left") as caught:
+        fill()
+    assert "free some space" in caught.value.hint
+    assert written
+    assert ledger.trials() == [trial(number) for number in written]
+    assert list(Path(small_disk, "tiny/trials").glob("_*")) == []
+
+
+def test_read_only_storage_can_be_read_and_says_why_it_is_not_written(small_disk):
+    ledger = Ledger.create(small_disk, "tiny", facts())
+    ledger.append(trial(1))
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    assert Ledger.open(small_disk, "tiny").trials() == [trial(1)]
+    for write in (
+        lambda: ledger.append(trial(2)),
+        lambda: ledger.mark_started(trial(2).candidate),
+        lambda: Ledger.create(small_disk, "new", facts("new")),
+    ):
+        with pytest.raises(LedgerError, match="Read-only") as caught:
+            write()
+        assert "read-only" in caught.value.hint
+
+
+@pytest.mark.parametrize("uri", ["ftp://host/folder", "file:///a b"])
+def test_storage_that_nobody_understands_is_refused(uri):
+    with pytest.raises(LedgerError, match="cannot use storage") as caught:
+        list_sweeps(uri)
+    assert "s3://bucket" in caught.value.hint
+
+
+# -- processes
+
+
+def test_ledger_can_be_sent_to_workers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ledger = Ledger.create("relative", "tiny", facts())
+    sent = pickle.dumps(ledger)
+    monkeypatch.chdir("/")
+    pickle.loads(sent).append(trial(1))
+    assert ledger.uri == str(tmp_path / "relative/tiny")
+    assert Ledger.open(tmp_path / "relative", "tiny").trials() == [trial(1)]
+
+
+def run(code, *args):
+    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), *map(str, args)])
+
+
+WRITER = """
+    import sys
+    from sweeps.ledger import Ledger
+    from sweeps.trial import Candidate, Trial
+    ledger = Ledger.open(sys.argv[1], "tiny")
+    for number in range(int(sys.argv[2]), int(sys.argv[3])):
+        ledger.append(Trial("tiny", Candidate.of({"number": number})))
+"""
+
+COMPACTOR = """
+    import pathlib, sys
+    from sweeps.ledger import Ledger
+    ledger = Ledger.open(sys.argv[1], "tiny")
+    while not pathlib.Path(sys.argv[2]).exists():
+        ledger.compact()
+"""
+
+
+def test_readers_never_see_less_or_double_while_others_append_and_compact(tmp_path):
+    ledger, stop = Ledger.create(tmp_path / "store", "tiny", facts()), tmp_path / "stop"
+    ranges = [(0, 150), (100, 250)]
+    writers = [run(WRITER, tmp_path / "store", *r) for r in ranges]
+    compactors = [run(COMPACTOR, tmp_path / "store", stop) for _ in range(2)]
+    seen, moved, deadline = set(), False, time.monotonic() + 120
+    try:
+        while any(writer.poll() is None for writer in writers):
+            assert time.monotonic() < deadline
+            known, found = ledger.ids(), [t.id for t in ledger.trials()]
+            assert seen <= known <= set(found)
+            assert len(found) == len(set(found))
+            seen = set(found)
+            moved = moved or bool(ledger.location.names("tiny/trials/merged-1", ".parquet"))
+    finally:
+        stop.touch()
+        codes = [process.wait(timeout=60) for process in (*writers, *compactors)]
+    assert codes == [0, 0, 0, 0]
+    assert moved
+    assert sorted(t.candidate["number"] for t in ledger.trials()) == list(range(250))
+
+
+def test_of_two_processes_that_record_one_trial_one_wins(tmp_path):
+    ledger = Ledger.create(tmp_path, "tiny", facts())
+    code = """
+        import sys, time
+        from sweeps.ledger import Ledger
+        from sweeps.trial import Candidate, Trial
+        ledger = Ledger.open(sys.argv[1], "tiny")
+        trials = [Trial("tiny", Candidate.of({"number": n}), detail=sys.argv[2]) for n in range(60)]
+        won = [trial.id for trial in trials if ledger.append(trial)]
+        stored = {trial.id: trial.detail for trial in ledger.trials()}
+        sys.exit(any(stored[trial_id] != sys.argv[2] for trial_id in won))
+    """
+    processes = [run(code, tmp_path, name) for name in ("a", "b")]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    assert len(ledger.ids()) == 60
+
+
+def test_a_front_is_read_without_loading_pandas_datasets_ray_or_tensorflow(tmp_path):
+    Ledger.create(tmp_path, "tiny", facts()).append(trial(1, val_loss=1, rtf_ratio=1))
+    code = """
+        import sys
+        from sweeps.ledger import Ledger
+        from sweeps.objectives import objective
+        ledger = Ledger.open(sys.argv[1], "tiny")
+        front = ledger.front([objective("val_loss"), objective("rtf_ratio")])
+        assert len(front.members) == 1
+        heavy = {"pandas", "pyarrow.dataset", "ray", "tensorflow", "optuna"} & set(sys.modules)
+        sys.exit(f"loaded {heavy}" if heavy else 0)
+    """
+    assert run(code, tmp_path).wait(timeout=60) == 0
