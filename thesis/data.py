@@ -382,7 +382,7 @@ def write_dataset(
 
     Args:
       path: Folder to make; folders above it are made too.
-      clips: Clips of both splits, in any order; each split keeps its order.
+      clips: Clips of both splits, at least one of training; each split keeps its order.
       clip_format: How the clips were cut and analysed.
       f0_estimator: What the pitch comes from, with its version.
       sources: Recording -> SHA-256 of its file.

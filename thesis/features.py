@@ -76,14 +76,13 @@ def _decode(path: Path) -> tuple[NDArray[np.float32], int]:
     import soundfile
 
     try:
-        with path.open("rb") as file:
-            missing = _bytes_missing_from_wav(file.read(65536), path.stat().st_size)
+        cut_short = _is_cut_short(path)
     except OSError as error:
         raise AudioError(
             f"cannot open '{path}': {error.strerror}", hint="check the path and its permissions"
         ) from error
-    if missing:
-        raise _cut_short(path)
+    if cut_short:
+        raise _too_short(path)
     try:
         with soundfile.SoundFile(path) as recording:
             audio = recording.read(dtype="float32", always_2d=True)
@@ -96,38 +95,59 @@ def _decode(path: Path) -> tuple[NDArray[np.float32], int]:
         ) from error
     # MP3 headers may promise some padding that decoders drop: two MPEG frames at most.
     if len(audio) < promised - 2 * 1152:
-        raise _cut_short(path)
+        raise _too_short(path)
     return audio, rate
 
 
-def _cut_short(path: Path) -> AudioError:
+def _too_short(path: Path) -> AudioError:
     return AudioError(
         f"'{path}' is cut short: it holds less audio than its header says",
         hint="copy or download it again, or remove it",
     )
 
 
-def _bytes_missing_from_wav(head: bytes, file_size: int) -> int:
-    """Returns how many bytes of its data chunk a RIFF WAVE file lacks; 0 for other formats.
+def _is_cut_short(path: Path) -> bool:
+    """Returns whether a WAV or Ogg file ends before its last chunk or page does.
 
-    libsndfile trusts the file size over the header and reads a truncated WAV as a shorter one.
+    libsndfile reads such files as shorter recordings without a word; of the other formats it
+    complains itself.
+
+    Raises:
+      OSError: The file cannot be opened or read.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(65536)
+        file.seek(max(0, size - 65536))  # An Ogg page is shorter than this.
+        tail = file.read()
+    if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
+        return _end_of_wav_data(head) > size
+    return head[:4] == b"OggS" and _end_of_last_ogg_page(tail) > len(tail)
+
+
+def _end_of_wav_data(head: bytes) -> int:
+    """Returns the offset at which a WAV's data chunk ends by its header; 0 when it does not say.
 
     Args:
-      head: The beginning of the file, up to the header of its data chunk.
-      file_size: Size of the whole file in bytes.
+      head: The beginning of the file, with the headers of its chunks up to the data.
     """
-    if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
-        return 0
     at = 12
     while at + 8 <= len(head):
         chunk, size = struct.unpack_from("<4sI", head, at)
         at += 8
         if chunk == b"data":
             # Programs that write to a pipe cannot know the size and leave a huge one.
-            unknown = size >= 0x7FFFF000
-            return 0 if unknown else max(0, at + size - file_size)
+            return 0 if size >= 0x7FFFF000 else at + size
         at += size + size % 2
     return 0
+
+
+def _end_of_last_ogg_page(tail: bytes) -> int:
+    """Returns the offset in `tail` at which the last page that begins in it ends (RFC 3533)."""
+    start = tail.rfind(b"OggS")
+    n_segments = tail[start + 26] if start + 26 < len(tail) else 0
+    lengths = tail[start + 27 : start + 27 + n_segments]
+    return start + 27 + n_segments + sum(lengths)
 
 
 # --- Loudness -----------------------------------------------------------------------------------
@@ -140,7 +160,7 @@ def compute_loudness(audio: Samples, sample_rate: int, hop_size: int) -> Frames:
     frame more that it centres on the end of the audio. Beyond the ends the audio is silent.
 
     Not calibrated in phon or LUFS, and not dB relative to full scale: it is the power of a
-    512-point spectrum averaged over its bins, so that a full-scale 1 kHz sine has about 23 dB.
+    512-point spectrum averaged over its bins, so that a full-scale 1 kHz sine has 20 dB.
     Silence, and everything softer, has -80 dB.
 
     Args:
@@ -158,7 +178,7 @@ def compute_loudness(audio: Samples, sample_rate: int, hop_size: int) -> Frames:
     weights = (10 ** (_a_weighting_db(np.fft.rfftfreq(size, 1 / sample_rate)) / 10)).astype(
         np.float32
     )
-    power = np.empty(count, np.float32)
+    power = np.empty(count)
     block = 4096  # Bounds the memory that a long recording takes.
     for start in range(0, count, block):
         spectrum = scipy.fft.rfft(framed[start : start + block] * window)

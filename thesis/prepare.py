@@ -5,9 +5,10 @@ import math
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,8 @@ SHORTEST_REST_SECONDS = 0.5
 """What is left of a recording after its last whole clip becomes a padded clip from this length."""
 
 SILENCE_DB = -60.0
-"""A clip that is nowhere louder is silent: the noise floor of 16-bit audio is 15 dB below."""
+"""A clip that is nowhere louder is silent. A tone at -80 dB of full scale is as loud as this; the
+dither of 16-bit audio is 13 dB softer."""
 
 OnProgress = Callable[[int, int, str], None]
 """Called with recordings done, recordings in all, and the name of the one just done."""
@@ -91,19 +93,17 @@ def prepare(
     clip_format = _clip_format(
         sample_rate, frame_rate, clip_seconds, clip_hop_seconds, f0_min_hz, f0_max_hz
     )
-    if not 0 < validation_share < 1:
-        raise ConfigError(
-            f"validation_share = {validation_share!r} is outside its range",
-            hint="validation_share must be between 0 and 1",
-        )
+    _require(0 < validation_share < 1, "validation_share", validation_share, "between 0 and 1")
+    _require(workers is None or workers >= 1, "workers", workers, "1 or more")
     check_output(out)
     found = find_recordings(audio_dir)
     analyse = partial(_analyse, Path(audio_dir), clip_format, skip_broken)
     analysed = []
-    for recording in _map(analyse, found, workers):
-        analysed.append(recording)
-        if on_progress:
-            on_progress(len(analysed), len(found), recording.source)
+    with closing(_map(analyse, found, workers)) as results:
+        for result in results:
+            analysed.append(result)
+            if on_progress:
+                on_progress(len(analysed), len(found), result.source)
     usable = [recording for recording in analysed if isinstance(recording, _Recording)]
     if not usable:
         raise AudioError(
@@ -117,7 +117,7 @@ def prepare(
         f0_estimator=f0_estimator(),
         sources={recording.source: recording.sha256 for recording in usable},
         skipped={r.source: r.skipped for r in analysed if r.skipped},
-        total_seconds=sum(recording.seconds for recording in usable),
+        total_seconds=math.fsum(recording.seconds for recording in usable),
         split_by="time" if len(usable) == 1 else "recording",
     )
 
@@ -152,6 +152,8 @@ def prepare_demo(
     clip_format = _clip_format(
         sample_rate, frame_rate, clip_seconds, None, *demo_instrument.RANGE_HZ
     )
+    _require(n_train >= 1, "n_train", n_train, "1 or more")
+    _require(n_validation >= 1, "n_validation", n_validation, "1 or more")
     check_output(out)
     phrases = demo_instrument.play(
         n_train + n_validation,
@@ -191,7 +193,7 @@ def find_recordings(audio_dir: Path | str) -> list[str]:
     foreign disks, which end in .wav and hold no audio.
 
     Raises:
-      AudioError: There is no such folder, or no recording in it.
+      AudioError: There is no such folder, no recording in it, or one whose name is not text.
     """
     root = Path(audio_dir)
     if not root.is_dir():
@@ -209,7 +211,18 @@ def find_recordings(audio_dir: Path | str) -> list[str]:
         raise AudioError(
             f"no recording in '{root}'", hint=f"recordings end in {', '.join(AUDIO_SUFFIXES)}"
         )
+    for source in found:
+        if not _is_unicode(source):
+            raise AudioError(f"the name of {source!r} is not valid UTF-8", hint="rename the file")
     return found
+
+
+def _is_unicode(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # Bytes of a file name that no text stands for.
+        return False
+    return True
 
 
 def split_recordings(sources: Iterable[str], validation_share: float) -> dict[str, Split]:
@@ -305,8 +318,11 @@ def _analyse(root: Path, clip_format: ClipFormat, skip_broken: bool, source: str
         audio, rate, hop, clip_format.f0_min_hz, clip_format.f0_max_hz
     )
     n_after = len(loudness_db) - len(f0_hz)
-    left_out = [f"{len(starts) - len(loud)} silent clips"] if len(loud) < len(starts) else []
-    left_out += [f"the last {n_rest / rate:.2f} s"] if n_rest >= hop else []
+    left_out = []
+    if n_silent := len(starts) - len(loud):
+        left_out.append(f"{n_silent} silent clip{'s' if n_silent > 1 else ''}")
+    if n_rest >= hop:
+        left_out.append(f"the last {n_rest / rate:.2f} s")
     return _Recording(
         source,
         sha256=hashlib.sha256((root / source).read_bytes()).hexdigest(),
@@ -345,7 +361,7 @@ def cut(n_samples: int, clip_format: ClipFormat) -> tuple[list[int], int]:
 
 def _map(
     analyse: Callable[[str], _Analysed], sources: Sequence[str], workers: int | None
-) -> Iterator[_Analysed]:
+) -> Generator[_Analysed, None, None]:
     """Yields the analysis of each recording, in order, made in several processes."""
     n_workers = min(workers or len(os.sched_getaffinity(0)), len(sources))
     if n_workers == 1:
@@ -423,6 +439,13 @@ def _clip(recording: _Recording, start: int, split: Split, clip_format: ClipForm
         f0_confidence=recording.f0_confidence[frames],
         loudness_db=recording.loudness_db[frames],
     )
+
+
+def _require(satisfied: bool, name: str, value: object, allowed: str) -> None:
+    if not satisfied:
+        raise ConfigError(
+            f"{name} = {value!r} is outside its range", hint=f"{name} must be {allowed}"
+        )
 
 
 def _clip_format(

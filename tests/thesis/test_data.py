@@ -1,0 +1,321 @@
+"""The dataset format: what is written is what is read, wholly or not at all."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from thesis.data import (
+    Clip,
+    ClipFormat,
+    Dataset,
+    DatasetFacts,
+    Split,
+    check_output,
+    load_dataset,
+    load_facts,
+    write_dataset,
+)
+from thesis.errors import ConfigError, DatasetError
+
+FORMAT = ClipFormat(
+    sample_rate=16_000,
+    hop_size=64,
+    clip_seconds=0.2,
+    clip_hop_seconds=0.2,
+    f0_min_hz=50.0,
+    f0_max_hz=2000.0,
+)
+
+
+def clip(number: int, split: Split) -> Clip:
+    rng = np.random.default_rng(number)
+    return Clip(
+        clip_id=f"a.wav@{number}",
+        source="a.wav",
+        start_seconds=0.2 * number,
+        split=split,
+        audio=rng.uniform(-1, 1, FORMAT.n_samples).astype(np.float32),
+        f0_hz=rng.uniform(100, 200, FORMAT.n_frames).astype(np.float32),
+        f0_confidence=rng.uniform(0, 1, FORMAT.n_frames).astype(np.float32),
+        loudness_db=rng.uniform(-80, 0, FORMAT.n_frames).astype(np.float32),
+    )
+
+
+CLIPS = [clip(0, "train"), clip(1, "validation"), clip(2, "train")]
+
+
+def write(path: Path, clips: list[Clip] = CLIPS) -> Dataset:
+    return write_dataset(
+        path,
+        clips,
+        clip_format=FORMAT,
+        f0_estimator="invented",
+        sources={"a.wav": "00ff"},
+        skipped={"b.wav": "silent"},
+        total_seconds=0.6,
+    )
+
+
+# --- Round trip ---
+
+
+def test_clips_are_read_as_they_were_written(tmp_path: Path) -> None:
+    write(tmp_path / "d")
+    dataset = load_dataset(tmp_path / "d")
+    for split in ("train", "validation"):
+        clips = dataset.clips(split)
+        written = [c for c in CLIPS if c.split == split]
+        assert len(clips) == len(written)
+        assert clips.ids == tuple(c.clip_id for c in written)
+        assert clips.sources == ("a.wav",) * len(written)
+        for column in ("audio", "f0_hz", "f0_confidence", "loudness_db"):
+            expected = np.stack([getattr(c, column) for c in written])
+            values = getattr(clips, column)
+            assert values.dtype == np.float32
+            np.testing.assert_array_equal(values, expected)
+
+
+def test_facts_survive_the_round_trip(tmp_path: Path) -> None:
+    facts = write(tmp_path / "d").facts
+    assert load_facts(tmp_path / "d") == facts
+    assert DatasetFacts.from_json(facts.to_json()) == facts
+    assert (facts.name, facts.n_train, facts.n_validation) == ("d", 2, 1)
+    assert (facts.frame_rate, facts.n_samples, facts.n_frames) == (250, 3200, 50)
+    assert (facts.sources, facts.skipped) == ({"a.wav": "00ff"}, {"b.wav": "silent"})
+
+
+def test_statistics_are_those_of_the_training_clips(tmp_path: Path) -> None:
+    statistics = write(tmp_path / "d").facts.statistics
+    train = [c for c in CLIPS if c.split == "train"]
+    loudness_db = np.concatenate([c.loudness_db for c in train]).astype(np.float64)
+    voiced = np.concatenate([c.f0_confidence for c in train]) >= 0.5
+    f0_hz = np.concatenate([c.f0_hz for c in train])[voiced]
+    assert statistics.loudness_mean_db == pytest.approx(loudness_db.mean())
+    assert statistics.loudness_std_db == pytest.approx(loudness_db.std())
+    assert statistics.f0_median_hz == pytest.approx(np.median(f0_hz))
+    assert statistics.f0_p05_hz < statistics.f0_median_hz < statistics.f0_p95_hz
+    assert statistics.voiced_share == pytest.approx(voiced.mean())
+    assert statistics.total_seconds == 0.6
+
+
+def test_a_dataset_without_a_voiced_frame_has_statistics(tmp_path: Path) -> None:
+    unvoiced = [replace(c, f0_confidence=np.zeros_like(c.f0_confidence)) for c in CLIPS]
+    statistics = write(tmp_path / "d", unvoiced).facts.statistics
+    assert (statistics.f0_median_hz, statistics.voiced_share) == (0, 0)
+
+
+def test_equal_clips_have_equal_fingerprints_and_others_do_not(tmp_path: Path) -> None:
+    facts = write(tmp_path / "a").facts
+    assert write(tmp_path / "b").facts.fingerprint == facts.fingerprint
+    assert write(tmp_path / "c", CLIPS[:2]).facts.fingerprint != facts.fingerprint
+
+
+def test_reading_copies_nothing(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    dataset = write(tmp_path / "d")
+    before = pa.total_allocated_bytes()
+    clips = dataset.clips("train")
+    for values in (clips.audio, clips.f0_hz, clips.f0_confidence, clips.loudness_db):
+        assert not values.flags.owndata
+        assert not values.flags.writeable
+    assert pa.total_allocated_bytes() - before < clips.audio.nbytes / 4
+    in_file = (tmp_path / "d" / "clips.arrow").read_bytes()
+    assert clips.audio.tobytes() in in_file, "one split's audio is contiguous in the file"
+
+
+def test_clips_outlive_their_dataset(tmp_path: Path) -> None:
+    audio = write(tmp_path / "d").clips("train").audio
+    np.testing.assert_array_equal(audio[1], CLIPS[2].audio)
+
+
+def test_a_dataset_is_cheap_to_send_to_another_process(tmp_path: Path) -> None:
+    dataset = write(tmp_path / "d")
+    message = pickle.dumps(dataset)
+    assert len(message) < 4096
+    assert pickle.loads(message) == dataset
+
+
+def test_values_are_frozen(tmp_path: Path) -> None:
+    with pytest.raises(FrozenInstanceError):
+        write(tmp_path / "d").facts.n_train = 5  # type: ignore[misc]
+
+
+def test_facts_are_read_without_pyarrow(tmp_path: Path) -> None:
+    write(tmp_path / "d")
+    code = (
+        "import sys; from thesis.data import load_facts; load_facts(sys.argv[1]);"
+        "sys.exit(bool({'pyarrow', 'librosa', 'scipy', 'tensorflow'} & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code, str(tmp_path / "d")], check=False)
+    assert run.returncode == 0
+
+
+# --- What is no dataset ---
+
+
+def test_what_is_no_dataset_is_an_error_with_a_hint(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("not a folder")
+    for name in ("missing", "empty", "file"):
+        for load in (load_dataset, load_facts):
+            with pytest.raises(DatasetError, match=f"no dataset at '.*{name}'") as caught:
+                load(tmp_path / name)
+            assert "sweeps prepare" in caught.value.hint
+
+
+def test_another_schema_version_is_an_error_that_names_both(tmp_path: Path) -> None:
+    write(tmp_path / "d")
+    facts = tmp_path / "d" / "dataset.json"
+    facts.write_text(facts.read_text().replace('"schema_version": 1', '"schema_version": 99'))
+    with pytest.raises(DatasetError, match="schema version 99, this program reads 1") as caught:
+        load_facts(tmp_path / "d")
+    assert "sweeps prepare" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "",
+        "[1, 2]",
+        "{}",
+        '{"schema_version": 1}',
+        '{"schema_version": 1, "statistics": 3}',
+        b"\xff\xfe",
+    ],
+)
+def test_broken_facts_are_an_error(tmp_path: Path, broken: str | bytes) -> None:
+    write(tmp_path / "d")
+    facts = tmp_path / "d" / "dataset.json"
+    facts.write_bytes(broken if isinstance(broken, bytes) else broken.encode())
+    with pytest.raises(DatasetError, match=str(tmp_path / "d")):
+        load_dataset(tmp_path / "d")
+
+
+@pytest.mark.parametrize("field", ["sample_rate", "statistics", "fingerprint"])
+def test_a_missing_fact_is_an_error(tmp_path: Path, field: str) -> None:
+    write(tmp_path / "d")
+    facts = tmp_path / "d" / "dataset.json"
+    values = json.loads(facts.read_text())
+    del values[field]
+    facts.write_text(json.dumps(values))
+    with pytest.raises(DatasetError, match="the facts are broken"):
+        load_facts(tmp_path / "d")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.999])
+def test_truncated_clips_are_an_error(tmp_path: Path, share: float) -> None:
+    write(tmp_path / "d")
+    clips = tmp_path / "d" / "clips.arrow"
+    os.truncate(clips, int(share * clips.stat().st_size))
+    with pytest.raises(DatasetError, match="missing or broken"):
+        load_dataset(tmp_path / "d")
+
+
+def test_missing_clips_are_an_error(tmp_path: Path) -> None:
+    write(tmp_path / "d")
+    (tmp_path / "d" / "clips.arrow").unlink()
+    with pytest.raises(DatasetError, match="missing or broken"):
+        load_dataset(tmp_path / "d")
+
+
+def test_clips_of_another_dataset_are_an_error(tmp_path: Path) -> None:
+    write(tmp_path / "a")
+    write(tmp_path / "b", CLIPS[:2])
+    (tmp_path / "b" / "clips.arrow").replace(tmp_path / "a" / "clips.arrow")
+    with pytest.raises(DatasetError, match="not those that its facts describe"):
+        load_dataset(tmp_path / "a")
+
+
+# --- Writing, wholly or not at all ---
+
+
+def test_folders_above_are_made_and_nothing_is_left_beside(tmp_path: Path) -> None:
+    write(tmp_path / "new" / "d")
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["d"]
+    assert sorted(p.name for p in (tmp_path / "new" / "d").iterdir()) == [
+        "clips.arrow",
+        "dataset.json",
+    ]
+
+
+def test_a_relative_path_is_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert write(Path("d")).facts.name == "d"
+    assert len(load_dataset("d").clips("train")) == 2
+
+
+def test_an_existing_output_is_refused_and_kept(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "precious").touch()
+    with pytest.raises(DatasetError, match="exists already") as caught:
+        write(tmp_path / "d")
+    assert caught.value.hint
+    assert [p.name for p in (tmp_path / "d").iterdir()] == ["precious"]
+
+
+def test_an_output_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DatasetError, match="no folder that can be written to"):
+        check_output(tmp_path / "file" / "d")
+
+
+def test_a_read_only_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(DatasetError, match="no folder that can be written to"):
+        check_output(tmp_path / "d")
+
+
+@pytest.mark.parametrize("method", ["mkdir", "write_text", "rename"])
+@pytest.mark.parametrize(
+    ("failure", "reported"),
+    [(OSError(28, "No space left on device"), DatasetError), (KeyboardInterrupt(), None)],
+)
+def test_a_write_that_fails_leaves_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    failure: BaseException,
+    reported: type[BaseException] | None,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(Path, method, fail)
+    with pytest.raises(reported or type(failure)) as caught:
+        write(tmp_path / "d")
+    if reported:
+        assert "No space left" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- Formats ---
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("sample_rate", 100),
+        ("hop_size", 0),
+        ("hop_size", 1024),
+        ("clip_seconds", 0.0),
+        ("clip_seconds", 0.2001),
+        ("clip_hop_seconds", 0.3),
+        ("clip_hop_seconds", 0.0),
+        ("clip_hop_seconds", float("nan")),
+        ("f0_min_hz", 0.0),
+        ("f0_max_hz", 60.0),
+        ("f0_max_hz", 9000.0),
+    ],
+)
+def test_a_format_outside_its_range_is_an_error(field: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"{field} = ") as caught:
+        replace(FORMAT, **{field: value})
+    assert caught.value.hint
