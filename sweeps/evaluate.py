@@ -74,9 +74,7 @@ def evaluate(task: Task, *, workdir: Path, measure: Measure) -> Trial:
             return trial
 
 
-def stages(
-    task: Task, *, workdir: Path, measure: Measure
-) -> Generator[Progress, None, Trial]:
+def stages(task: Task, *, workdir: Path, measure: Measure) -> Generator[Progress, None, Trial]:
     """Evaluates a candidate, and hands control back at every step worth reporting.
 
     Args:

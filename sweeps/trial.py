@@ -6,6 +6,7 @@ Standard library only, so that a command which reads the ledger starts in millis
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -173,6 +174,27 @@ class Trial:
         """Returns a metric by column name; None where the trial did not reach it."""
         value: float | None = getattr(self.measurement, name)
         return value
+
+    def to_record(self) -> dict[str, Any]:
+        """Returns the trial as one flat record of JSON values, for programs.
+
+        Axis values are prefixed with 'axis_'; numbers that JSON cannot hold are None.
+        """
+        record: dict[str, Any] = {
+            "id": self.id,
+            "sweep": self.sweep,
+            "status": self.status.value,
+            "reason": self.reason and self.reason.name.lower(),
+            "detail": self.detail,
+            **{f"axis_{name}": value for name, value in self.candidate.values},
+            **dataclasses.asdict(self.measurement),
+            **dataclasses.asdict(self.provenance),
+            "schema_version": self.schema_version,
+        }
+        return {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in record.items()
+        }
 
 
 METRICS: Mapping[str, dataclasses.Field[Any]] = {f.name: f for f in dataclasses.fields(Measurement)}

@@ -245,11 +245,26 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def check_output(path: Path) -> None:
+    """Returns if a bundle can be written to this path, so that long work does not end in vain.
+
+    Raises:
+      BundleError: The path exists, or its folder cannot be written to.
+    """
+    if os.path.lexists(path):
+        raise BundleError(f"'{path}' exists already", hint="choose another folder, or remove it")
+    parent = next(p for p in path.absolute().parents if os.path.lexists(p))
+    if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
+        raise BundleError(
+            f"cannot write '{path}': '{parent}' is no folder that can be written to",
+            hint="choose another folder",
+        )
+
+
 @contextmanager
 def _written_whole(path: Path) -> Iterator[Path]:
     """Yields a folder that becomes `path` when the block ends well, and is removed otherwise."""
-    if os.path.lexists(path):
-        raise BundleError(f"'{path}' exists already", hint="choose another folder, or remove it")
+    check_output(path)
     folder = path.absolute().with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         folder.mkdir(parents=True)
@@ -261,5 +276,3 @@ def _written_whole(path: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-

@@ -68,7 +68,7 @@ def decoder_onnx(
             "noise_magnitudes": synth.n_noise_bands,
         },
     }
-    return graph.serialize(x, synth.n_outputs, metadata)
+    return graph.serialize(synth.n_outputs, metadata)
 
 
 def reference_onnx(*, sample_rate: int, hop_size: int) -> bytes:
@@ -101,8 +101,9 @@ class _Graph:
         kernel = weights[f"{conv.name}/kernel"].transpose(2, 1, 0).astype(np.float64)
         bias = np.zeros(conv.ch_out)
         if conv.norm:
-            # The norm subtracts the mean over channels; a kernel without that mean needs not to.
-            kernel -= kernel.mean(axis=0, keepdims=True) if not conv.depthwise else 0.0
+            # The norm subtracts the mean over channels. A kernel without that mean saves it the
+            # work; a depthwise one cannot be centred across channels, see `_frame_norm`.
+            kernel -= 0.0 if conv.depthwise else kernel.mean(axis=0, keepdims=True)
         else:
             bias += weights[f"{conv.name}/bias"]
         y = self.node(
@@ -125,7 +126,6 @@ class _Graph:
         """Layer norm over channels. The moments are 1x1 convolutions, the fastest way there is."""
         name, ch = conv.name, conv.ch_out
         if conv.depthwise:
-            # A depthwise kernel cannot be centred across channels; the signal is.
             centring = (np.eye(ch) - 1.0 / ch)[:, :, None]
             y = self.node("Conv", [y, self.constant(f"{name}/C", centring)], f"{name}/centred")
         squared = self.node("Mul", [y, y], f"{name}/squared")
@@ -138,10 +138,8 @@ class _Graph:
         shift = self.constant(f"{name}/shift", weights[f"{name}/shift"][None, :, None])
         return self.node("Add", [self.node("Mul", [y, scale], f"{name}/scaled"), shift], name)
 
-    def serialize(self, output: str, n_outputs: int, metadata: Mapping[str, Any]) -> bytes:
-        last = self._nodes[-1]
-        assert last.output[0] == output
-        last.output[0] = "outputs"
+    def serialize(self, n_outputs: int, metadata: Mapping[str, Any]) -> bytes:
+        self._nodes[-1].output[0] = "outputs"
         float32 = TensorProto.FLOAT
         graph = helper.make_graph(
             self._nodes,
@@ -155,7 +153,8 @@ class _Graph:
         )
         helper.set_model_props(model, {k: _json(v) for k, v in metadata.items()})
         onnx.checker.check_model(model, full_check=True)
-        return model.SerializeToString()
+        serialized: bytes = model.SerializeToString()
+        return serialized
 
 
 def _json(value: Any) -> str:

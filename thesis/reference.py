@@ -58,7 +58,7 @@ def _conv(x: Array, conv: Conv, weights: Mapping[str, npt.NDArray[Any]], causal:
         y = y * weights[f"{conv.name}/scale"] + weights[f"{conv.name}/shift"]
     else:
         y = y + weights[f"{conv.name}/bias"]
-    return np.clip(y, 0.0, 6.0) if conv.relu6 else y
+    return np.asarray(np.clip(y, 0.0, 6.0)) if conv.relu6 else y
 
 
 def exp_sigmoid(x: npt.NDArray[Any]) -> Array:
@@ -156,8 +156,8 @@ def reverb(audio: Array, impulse_response: npt.NDArray[Any]) -> Array:
         return audio
     response = np.concatenate([[0.0], impulse_response[1:]])
     size = fft.next_fast_len(audio.size + response.size - 1, real=True)
-    wet = fft.irfft(fft.rfft(audio, size) * fft.rfft(response, size), size)
-    return audio + np.asarray(wet)[: audio.size]
+    wet: Array = fft.irfft(fft.rfft(audio, size) * fft.rfft(response, size), size)
+    return audio + wet[: audio.size]
 
 
 def synthesize(

@@ -202,12 +202,12 @@ class _Batches:
     def _rows(self, step: int) -> npt.NDArray[np.int64]:
         """Returns the clips of a step: every clip once an epoch, in an order of its own."""
         n_clips, size = len(self._clips), self._config.batch_size
-        positions = np.arange(step * size, (step + 1) * size)
-        rows = [
-            np.random.default_rng([self._config.seed, 1, epoch]).permutation(n_clips)[offset]
-            for epoch, offset in zip(positions // n_clips, positions % n_clips, strict=True)
-        ]
+        positions = range(step * size, (step + 1) * size)
+        rows = [self._order(p // n_clips)[p % n_clips] for p in positions]
         return np.array(rows)
+
+    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
+        return np.random.default_rng([self._config.seed, 1, epoch]).permutation(len(self._clips))
 
     def _crop(
         self, values: npt.NDArray[np.float32], rows: Any, starts: Any, samples_per_frame: int

@@ -1,0 +1,448 @@
+"""The command line: each verb is a thin layer over a function that a notebook can call.
+
+Data goes to stdout, progress and messages to stderr. Exit status: 0 done, 1 something the user can
+mend, 2 wrong usage, 3 unexpected, 130 interrupted. Verbs import what they need when they run, so
+that help and queries answer without TensorFlow and Ray.
+"""
+
+import argparse
+import os
+import sys
+import textwrap
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from sweeps import __version__
+from thesis.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sweeps.config import RunConfig
+    from sweeps.objectives import Limit
+    from thesis.data import Dataset
+
+DEFAULT_STORAGE = "runs"
+STORAGE_VARIABLE = "SWEEPS_STORAGE"
+
+Verb = Callable[[argparse.Namespace], None]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.verb(options)
+    except UserError as error:
+        _say(f"error: {error.message}")
+        if error.hint:
+            _say(f"hint: {error.hint}")
+        return 1
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return 130
+    except BrokenPipeError:
+        # Whoever reads our table has seen enough of it, `| head` for one. Python would complain
+        # once more when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception:
+        traceback.print_exc()
+        _say("error: unexpected; please report the lines above")
+        return 3
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+# --- Verbs ---------------------------------------------------------------------------------------
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    from thesis.prepare import prepare, prepare_demo
+
+    clip_format = {
+        "clip_seconds": options.clip_seconds,
+        "sample_rate": options.sample_rate,
+        "frame_rate": options.frame_rate,
+    }
+    if options.demo:
+        dataset = prepare_demo(options.out, **clip_format)
+    else:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=_stderr_console(), transient=True) as progress:
+            task = progress.add_task("pitch and loudness", total=None)
+            dataset = prepare(
+                options.audio_dir,
+                options.out,
+                **clip_format,
+                clip_hop_seconds=options.clip_hop_seconds,
+                f0_min_hz=options.f0_min,
+                f0_max_hz=options.f0_max,
+                validation_share=options.validation_share,
+                skip_broken=options.skip_broken,
+                on_progress=lambda done, total, _: progress.update(
+                    task, completed=done, total=total
+                ),
+            )
+    _describe(dataset)
+    _say(f"next: sweeps launch --name NAME --data {options.out} --trials 16")
+
+
+def _describe(dataset: "Dataset") -> None:
+    facts, heard = dataset.facts, dataset.facts.statistics
+    print(
+        f"{dataset.path}: {facts.n_train} training and {facts.n_validation} validation clips of "
+        f"{facts.clip_seconds:g} s at {facts.sample_rate} Hz, from {len(facts.sources)} recordings "
+        f"({heard.total_seconds / 60:.1f} min)"
+    )
+    print(
+        f"pitch {heard.f0_p05_hz:.0f} to {heard.f0_p95_hz:.0f} Hz, median "
+        f"{heard.f0_median_hz:.0f}; loudness {heard.loudness_mean_db:.0f} dB, "
+        f"sd {heard.loudness_std_db:.0f}; {heard.voiced_share:.0%} of frames voiced"
+    )
+    for recording, why in facts.skipped.items():
+        print(f"skipped {recording}: {why}")
+
+
+def _launch(options: argparse.Namespace) -> None:
+    from sweeps.config import find_run, load_run
+
+    run = load_run(find_run(options.run), options.set)
+    if options.dry_run:
+        _print_plan(run, options)
+        return
+    from sweeps.launch import launch
+    from sweeps.progress import SweepProgress
+
+    with SweepProgress(_stderr_console()) as progress:
+        report = launch(
+            options.name,
+            run,
+            dataset=options.data,
+            trials=options.trials,
+            storage=options.storage,
+            address=options.address,
+            cpus_per_trial=options.cpus_per_trial,
+            max_concurrent=options.max_concurrent,
+            on_event=progress,
+        )
+    _say(report.summary())
+    if report.interrupted:
+        raise KeyboardInterrupt
+    _say(f"next: sweeps front {options.name}{_storage_flag(options)}")
+
+
+def _print_plan(run: "RunConfig", options: argparse.Namespace) -> None:
+    from sweeps.tables import print_table
+    from thesis.data import load_facts
+
+    facts = load_facts(options.data)
+    candidates = run.space.candidates()
+    size = "unbounded" if candidates is None else f"{sum(1 for _ in candidates):,} distinct"
+    print_table(["axis", "values"], [[axis.binding, str(axis.domain)] for axis in run.space.axes])
+    print(f"\ncandidates: {size}; objectives: {', '.join(run.sweep.objectives)}")
+    print(f"sampler: {run.sweep.sampler}, seed {run.sweep.seed}")
+    print(f"budget: {options.trials} trials of {run.model.train.steps} steps")
+    print(
+        f"resources: {options.cpus_per_trial:g} CPU a trial, {len(os.sched_getaffinity(0))} here, "
+        + (f"cluster {options.address}" if options.address else "local cluster")
+    )
+    print(f"data: {options.data}, {facts.n_train} + {facts.n_validation} clips")
+    print(f"storage: {options.storage}\n\n{run.text}")
+
+
+def _status(options: argparse.Namespace) -> None:
+    from sweeps.ledger import Ledger, list_sweeps
+    from sweeps.tables import STATUS_COLUMNS, print_json, print_table, status_row
+
+    names = [options.sweep] if options.sweep else list_sweeps(options.storage)
+    ledgers = [Ledger.open(options.storage, name) for name in names]
+    rows = [
+        status_row(ledger.name, ledger.trials(), ledger.facts.trials_asked, len(ledger.started()))
+        for ledger in ledgers
+    ]
+    if options.json:
+        keys = [column.replace(" ", "_") for column in STATUS_COLUMNS]
+        print_json([dict(zip(keys, row, strict=True)) for row in rows])
+        return
+    if not rows:
+        _say(f"no sweeps in '{options.storage}'")
+        _say("next: sweeps launch --name NAME --data DATASET --trials 16")
+        return
+    print_table(STATUS_COLUMNS, rows)
+    _say(f"next: sweeps front {names[0]}{_storage_flag(options)}")
+
+
+def _front(options: argparse.Namespace) -> None:
+    from sweeps.ledger import Ledger
+    from sweeps.objectives import objective
+    from sweeps.pareto import knee
+    from sweeps.tables import front_json, front_record, print_csv, print_front, print_json
+
+    limits = _limits(options)
+    ledger = Ledger.open(options.storage, options.sweep)
+    names = options.metrics or ledger.facts.objectives
+    front = ledger.front([objective(name) for name in names], limits)
+    if options.figure:
+        from analysis.front_figure import draw_front
+        from sweeps.config import parse_run
+
+        baseline = parse_run(ledger.facts.gin_config).space.baseline()
+        draw_front(
+            front,
+            ledger.trials(),
+            options.figure,
+            title=f"{options.sweep}: {len(front.members)} of {front.finished} trials on the front",
+            knee=knee(front),
+            baseline_id=baseline.id if baseline else None,
+        )
+        _say(f"wrote {options.figure}")
+    if options.json:
+        print_json(front_json(front, options.sweep))
+    elif options.csv:
+        print_csv([front_record(trial) for trial in front.members])
+    else:
+        print_front(front, options.sweep)
+        if front.members:
+            trial = (knee(front) if len(names) == 2 else front.members[0]).id[:6]
+            _say(f"next: sweeps promote {trial} --to bundles/{trial}{_storage_flag(options)}")
+
+
+def _limits(options: argparse.Namespace) -> list["Limit"]:
+    from sweeps.objectives import at_least, at_most
+
+    return [*map(at_most, options.max), *map(at_least, options.min)]
+
+
+def _show(options: argparse.Namespace) -> None:
+    from sweeps.ledger import find_trial
+    from sweeps.tables import print_json, print_trial
+
+    _, trial = find_trial(options.storage, options.trial, options.sweep)
+    if options.json:
+        print_json(trial.to_record())
+        return
+    print_trial(trial)
+    if options.gin:
+        print(f"\n{trial.provenance.gin_config}")
+
+
+def _promote(options: argparse.Namespace) -> None:
+    from sweeps.promote import promote
+
+    bundle = promote(
+        options.storage, options.trial, options.to, sweep=options.sweep, dataset=options.data
+    )
+    measured = bundle.trial["promotion"]
+    print(
+        f"{bundle.path}: trial {bundle.trial['id']}, val_loss {bundle.trial['val_loss']:.3f}, "
+        f"rtf_ratio {measured['rtf_ratio']:.3f} "
+        f"[{measured['rtf_ratio_low']:.3f}, {measured['rtf_ratio_high']:.3f}], "
+        f"{1 / measured['rtf']:,.0f}x real time; verified"
+    )
+    _say(f"next: sweeps verify {options.to}; listen to {options.to}/rendering.wav")
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from thesis.bundle import verify_bundle
+
+    bundle = verify_bundle(options.bundle)
+    print(
+        f"{options.bundle}: all checksums match, decoder loads, rendering reproduced "
+        f"(trial {bundle.trial['id']})"
+    )
+    _say(f"next: sweeps render {options.bundle} in.wav out.wav")
+
+
+def _render(options: argparse.Namespace) -> None:
+    from thesis.bundle import load_bundle
+    from thesis.render import render_recording
+
+    seconds = render_recording(
+        load_bundle(options.bundle), options.recording, options.out, semitones=options.transpose
+    )
+    print(f"{options.out}: {seconds:.1f} s")
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from sweeps.demo import run_demo
+
+    run_demo(options.out, trials=options.trials, console=_stderr_console())
+
+
+def _stderr_console() -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _storage_flag(options: argparse.Namespace) -> str:
+    return "" if options.storage == _default_storage() else f" --storage {options.storage}"
+
+
+# --- Options -------------------------------------------------------------------------------------
+
+
+def _default_storage() -> str:
+    return os.environ.get(STORAGE_VARIABLE, DEFAULT_STORAGE)
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors look like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        _say(f"error: {message}")
+        _say(f"hint: '{self.prog} --help' shows an example")
+        sys.exit(2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="sweeps",
+        description="Find the smallest, fastest neural audio decoders that still sound right.",
+        epilog=_example("sweeps demo"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"sweeps {__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+
+    def add(name: str, verb: Verb, summary: str, *examples: str) -> argparse.ArgumentParser:
+        added: argparse.ArgumentParser = verbs.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            epilog=_example(*examples),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        added.set_defaults(verb=verb)
+        return added
+
+    _add_prepare(add("prepare", _prepare, "make a dataset of recordings",
+        "sweeps prepare recordings/ --out datasets/cello",
+        "sweeps prepare --demo --out datasets/demo"))  # fmt: skip
+    _add_launch(add("launch", _launch, "start or continue a sweep",
+        "sweeps launch --name cello --data datasets/cello --trials 32",
+        "sweeps launch tiny.gin --name c2 --data datasets/cello --trials 8 --set STEPS=500",
+        "sweeps launch --name cello --data datasets/cello --trials 32 --dry-run"))  # fmt: skip
+    status = add("status", _status, "show what became of the trials of each sweep",
+        "sweeps status", "sweeps status cello --json")  # fmt: skip
+    status.add_argument("sweep", nargs="?", help="one sweep; by default all")
+    _add_storage(status)
+    _add_json(status)
+    _add_front(add("front", _front, "show the Pareto front of a sweep",
+        "sweeps front cello", "sweeps front cello --max rtf_ratio=1 --figure front.png",
+        "sweeps front cello --metrics val_loss parameters --json"))  # fmt: skip
+    show = add("show", _show, "show one trial in full",
+        "sweeps show 3fa91c", "sweeps show 3fa91c --gin")  # fmt: skip
+    _add_trial(show)
+    _add_json(show)
+    show.add_argument("--gin", action="store_true", help="also print its configuration")
+    promote = add("promote", _promote, "measure a trial again and write its model bundle",
+        "sweeps promote 3fa91c --to bundles/tiny")  # fmt: skip
+    _add_trial(promote)
+    promote.add_argument("--to", required=True, type=Path, metavar="DIR", help="folder to make")
+    promote.add_argument("--data", metavar="DATASET", help="the dataset, if it has moved")
+    verify = add("verify", _verify, "check a model bundle: checksums, decoder, rendering",
+        "sweeps verify bundles/tiny")  # fmt: skip
+    verify.add_argument("bundle", type=Path, metavar="DIR")
+    _add_render(add("render", _render, "play a recording through a model bundle",
+        "sweeps render bundles/tiny flute.wav flute-as-cello.wav --transpose -12"))  # fmt: skip
+    demo = add("demo", _demo, "run the whole thing on a synthetic instrument, in minutes",
+        "sweeps demo --out demo")  # fmt: skip
+    demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="default: demo")
+    demo.add_argument("--trials", type=_positive, default=10, metavar="K", help="default: 10")
+    return parser
+
+
+def _add_prepare(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "audio_dir", nargs="?", metavar="AUDIO_DIR", help="wav, flac, mp3, ogg; any rate"
+    )
+    source.add_argument("--demo", action="store_true", help="a synthetic instrument instead")
+    add = parser.add_argument
+    add("--out", required=True, metavar="DATASET", help="folder to make")
+    add("--clip-seconds", type=float, default=4.0, metavar="S", help="default: 4")
+    add("--clip-hop-seconds", type=float, metavar="S", help="default: as long as a clip")
+    add("--sample-rate", type=int, default=16_000, metavar="HZ", help="default: 16000")
+    add("--frame-rate", type=int, default=250, metavar="HZ", help="of f0, loudness; default: 250")
+    add("--f0-min", type=float, default=50.0, metavar="HZ", help="lowest pitch; default: 50")
+    add("--f0-max", type=float, default=2000.0, metavar="HZ", help="highest pitch; default: 2000")
+    add("--validation-share", type=float, default=0.1, metavar="X", help="default: 0.1")
+    add("--skip-broken", action="store_true", help="leave out files that cannot be read")
+
+
+def _add_launch(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("run", nargs="?", default="tiny", metavar="RUN.gin", help="default: the shipped tiny.gin")
+    add("--name", required=True, help="of the sweep; an existing one is continued")
+    add("--data", required=True, metavar="DATASET", help="folder that 'prepare' made")
+    add("--trials", required=True, type=_positive, metavar="K", help="finished trials to reach")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="gin binding or knob")
+    add("--address", metavar="A", help="of a running Ray cluster; default: start one here")
+    add("--cpus-per-trial", type=float, default=1.0, metavar="N", help="default: 1")
+    add("--max-concurrent", type=_positive, metavar="N", help="trials at a time at the most")
+    add("--dry-run", action="store_true", help="show axes, budget, resources and resolved gin")
+    _add_storage(parser)
+
+
+def _add_front(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("sweep", help="name of the sweep")
+    add("--metrics", nargs="+", metavar="M", help="two or more; default: the sweep's objectives")
+    add("--max", action="append", default=[], metavar="M=X", help="leave out trials above")
+    add("--min", action="append", default=[], metavar="M=X", help="leave out trials below")
+    add("--figure", type=Path, metavar="FILE.png", help="also draw it")
+    _add_storage(parser)
+    output = parser.add_mutually_exclusive_group()
+    _add_json(output)
+    output.add_argument("--csv", action="store_true", help="records as CSV")
+
+
+def _add_render(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("bundle", type=Path, metavar="DIR")
+    add("recording", type=Path, metavar="IN", help="wav, flac, mp3 or ogg")
+    add("out", type=Path, metavar="OUT.wav")
+    add("--transpose", type=float, default=0.0, metavar="SEMITONES", help="default: 0")
+
+
+def _add_trial(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("trial", metavar="TRIAL", help="its id, or a unique beginning of it")
+    parser.add_argument("--sweep", metavar="NAME", help="look in this sweep only")
+    _add_storage(parser)
+
+
+def _add_storage(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--storage",
+        default=_default_storage(),
+        metavar="URI",
+        help=f"where sweeps are kept; default: ${STORAGE_VARIABLE} or {DEFAULT_STORAGE}",
+    )
+
+
+def _add_json(parser: "argparse._ActionsContainer") -> None:
+    parser.add_argument("--json", action="store_true", help="for programs, keys are stable")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
+    return value
+
+
+def _example(*lines: str) -> str:
+    return "example:\n" + textwrap.indent("\n".join(lines), "  ")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

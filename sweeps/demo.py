@@ -1,0 +1,74 @@
+"""The whole thing once, on a synthetic instrument: data, sweep, front, figure, bundle."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from analysis.front_figure import draw_front
+from sweeps.config import find_run, load_run
+from sweeps.launch import launch
+from sweeps.ledger import Ledger
+from sweeps.objectives import objective
+from sweeps.pareto import knee
+from sweeps.progress import SweepProgress
+from sweeps.promote import promote
+from sweeps.tables import print_front
+from thesis.bundle import verify_bundle
+from thesis.data import load_dataset
+from thesis.prepare import prepare_demo
+
+SWEEP = "demo"
+
+
+def run_demo(out: Path, *, trials: int, console: Console) -> None:
+    """Runs the demo into a folder; a second run continues or shows what is there.
+
+    Args:
+      out: Folder for dataset, sweep, figure and bundle.
+      trials: Finished trials that the sweep shall hold.
+      console: Where progress is shown.
+    """
+    data, storage, figure = out / "data", str(out / "runs"), out / "front.png"
+    console.print(f"[bold]1/4[/] a synthetic bowed string, recorded into {data}")
+    dataset = load_dataset(data) if data.exists() else prepare_demo(data)
+    facts = dataset.facts
+    console.print(
+        f"    {facts.n_train} + {facts.n_validation} clips of {facts.clip_seconds:g} s",
+        highlight=False,
+    )
+
+    run = load_run(find_run("demo"))
+    console.print(
+        f"[bold]2/4[/] a sweep of {trials} trials, {run.model.train.steps} steps each; "
+        "the first waits for TensorFlow"
+    )
+    with SweepProgress(console) as progress:
+        launch(SWEEP, run, dataset=str(data), trials=trials, storage=storage, on_event=progress)
+
+    console.print(f"[bold]3/4[/] the Pareto front, drawn in {figure}")
+    ledger = Ledger.open(storage, SWEEP)
+    front = ledger.front([objective(name) for name in run.sweep.objectives])
+    chosen = knee(front)
+    baseline = run.space.baseline()
+    draw_front(
+        front,
+        ledger.trials(),
+        figure,
+        title=f"Demo sweep: {len(front.members)} of {front.finished} trials on the Pareto front",
+        knee=chosen,
+        baseline_id=baseline.id if baseline else None,
+    )
+    print_front(front, SWEEP)
+
+    bundle = out / "bundles" / chosen.id
+    console.print(f"[bold]4/4[/] trial {chosen.id}, the knee of the front, promoted to {bundle}")
+    if bundle.exists():
+        verify_bundle(bundle)
+    else:
+        bundle.parent.mkdir(parents=True, exist_ok=True)
+        promote(storage, chosen.id, bundle)
+    print(f"\nbundle {bundle}: verified; listen to {bundle / 'rendering.wav'}\n")
+    print("next, on your own recordings:")
+    print("  sweeps prepare RECORDINGS/ --out datasets/mine")
+    print("  sweeps launch --name mine --data datasets/mine --trials 32")
+    print("  sweeps front mine --figure front.png")

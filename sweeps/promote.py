@@ -1,0 +1,156 @@
+"""Promotes a trial: fetches its model, measures it again, and writes a bundle that ships."""
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from sweeps.config import parse_candidate
+from sweeps.errors import TrialError
+from sweeps.ledger import find_trial
+from sweeps.trial import Status, Trial
+from thesis.bundle import (
+    CLIP_FILE,
+    CONFIG_FILE,
+    DECODER_FILE,
+    RENDERING_FILE,
+    REVERB_FILE,
+    WEIGHTS_FILE,
+    Controls,
+    ModelBundle,
+    check_output,
+    verify_bundle,
+    write_bundle,
+)
+from thesis.config import DecoderConfig
+from thesis.controls import decoder_inputs
+from thesis.data import Clips, load_dataset
+from thesis.errors import ExportError
+from thesis.export import MAX_ERROR
+from thesis.measure import RtfMeasurement, measure_rtf, processor
+from thesis.reference import decode
+from thesis.runtimes.onnx_runtime import Session
+
+
+def promote(
+    storage: str, trial_id: str, out: Path, *, sweep: str | None = None, dataset: str | None = None
+) -> ModelBundle:
+    """Writes the bundle of a completed trial.
+
+    The decoder is measured again on this machine, with its trained weights, and compared once more
+    with those weights in float64. The finished bundle is verified.
+
+    Args:
+      storage: Where the sweeps are kept.
+      trial_id: Id of the trial, or a unique beginning of it.
+      out: Folder to make.
+      sweep: Sweep of the trial; by default all are searched.
+      dataset: Folder of the dataset, where it has moved since the launch.
+
+    Raises:
+      TrialError: No such trial, or one that did not complete.
+      BundleError: `out` exists or cannot be written.
+      DatasetError: The dataset is gone, or is another one.
+      ExportError: The stored decoder differs from its weights.
+    """
+    check_output(out)
+    ledger, trial = find_trial(storage, trial_id, sweep)
+    if trial.status is not Status.COMPLETED:
+        raise TrialError(
+            f"trial {trial.id} is {trial.status.value}: {trial.detail or trial.reason}",
+            hint=f"'sweeps front {trial.sweep}' lists trials that can be promoted",
+        )
+    data = load_dataset(Path(dataset or ledger.facts.dataset_path))
+    if data.facts.fingerprint != trial.provenance.dataset_fingerprint:
+        raise TrialError(
+            f"'{data.path}' is not the dataset that trial {trial.id} was trained on",
+            hint="name it with --data",
+        )
+    clips = data.clips("validation")
+    row = int(np.argmax(clips.loudness_db.mean(axis=1)))  # the clip with the most to hear
+    model = parse_candidate(trial.provenance.gin_config, trial.candidate)
+    with tempfile.TemporaryDirectory() as folder:
+        artifacts = Path(folder)
+        ledger.get_artifacts(trial.id, artifacts)
+        _check_decoder(artifacts, model.decoder, clips)
+        decoder = (artifacts / DECODER_FILE).read_bytes()
+        measured = measure_rtf(decoder, data.facts.clip_seconds, model.measure)
+        write_bundle(
+            out,
+            artifacts,
+            trial=trial.to_record() | {"promotion": asdict(measured)},
+            card=model_card(trial, measured, clips.sources[row]),
+            clip=clips.audio[row],
+            controls=Controls(clips.f0_hz[row], clips.loudness_db[row]),
+        )
+    return verify_bundle(out)
+
+
+def _check_decoder(artifacts: Path, config: DecoderConfig, clips: Clips) -> None:
+    """Raises ExportError where the stored decoder is not the one that its weights describe."""
+    session = Session(artifacts / DECODER_FILE)
+    inputs = decoder_inputs(clips.f0_hz[0], clips.loudness_db[0])
+    with np.load(artifacts / WEIGHTS_FILE, allow_pickle=False) as weights:
+        expected = decode(inputs, weights, config)
+    error = float(abs(session.decode(inputs[None])[0] - expected).max())
+    if not error <= MAX_ERROR:
+        raise ExportError(
+            f"the stored decoder differs from its weights by {error:.3g}, allowed {MAX_ERROR:g}",
+            hint="the stored model was damaged; run the trial again in a new sweep",
+        )
+
+
+def model_card(trial: Trial, measured: RtfMeasurement, source: str) -> str:
+    """Returns the README of a bundle, Markdown."""
+    m, p = trial.measurement, trial.provenance
+    times = (measured.p50_seconds, measured.p95_seconds, measured.p99_seconds)
+    quantiles = ", ".join(f"{seconds * 1e3:.3f} ms" for seconds in times)
+    axes = "\n".join(f"| {name} | {value} |" for name, value in trial.candidate.values)
+    ratio = (
+        f"{measured.rtf_ratio:.3f} [{measured.rtf_ratio_low:.3f}, {measured.rtf_ratio_high:.3f}]"
+    )
+    return f"""\
+# Model {trial.id}
+
+A DDSP decoder found by the sweep '{trial.sweep}': pitch and loudness in, parameters of a harmonic
+synthesiser, filtered noise and a reverb out.
+
+| | |
+|---|---|
+| spectral loss, validation clips, exported model | {m.val_loss:.4f} |
+| real-time factor of the decoder | {measured.rtf:.3g} ({1 / measured.rtf:,.0f}x real time) |
+| relative to DDSP-CNN-Tiny [95%] | {ratio} |
+| p50, p95, p99 of one clip | {quantiles} |
+| measured on | {processor()}, one thread, ONNX Runtime {p.versions.get("onnxruntime", "")} |
+| parameters, with reverb | {m.parameters:,}, {m.parameters_with_reverb:,} |
+| receptive field | {m.receptive_field_frames} frames, {m.receptive_field_seconds:.3g} s |
+| largest difference to the trained model | {m.export_max_error:.2g} |
+
+## Architecture
+
+| axis | value |
+|---|---|
+{axes}
+
+The full configuration is in `{CONFIG_FILE}`.
+
+## Use
+
+`{DECODER_FILE}` takes `inputs` [1, 2, frames], loudness_db / 80 + 1 and the MIDI note of f0 / 127,
+and gives `outputs` [1, channels, frames]; its metadata says how they are split. `{REVERB_FILE}` is
+the room. Play a recording through it:
+
+    sweeps render . in.wav out.wav
+
+or from Python:
+
+    from pathlib import Path
+    from thesis.bundle import load_bundle
+
+    bundle = load_bundle(Path("."))
+    audio = bundle.render(bundle.controls())
+
+`{CLIP_FILE}` is a validation clip, from {source}; `{RENDERING_FILE}` is what the model makes of its
+pitch and loudness. `sweeps verify .` checks all files and renders the clip again.
+"""

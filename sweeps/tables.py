@@ -1,0 +1,184 @@
+"""Trials and fronts as text for people and as JSON or CSV for programs."""
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from sweeps.objectives import metric
+from sweeps.pareto import ParetoFront
+from sweeps.trial import METRICS, Status, Trial
+
+ID_DIGITS = 6
+_SHORT = {
+    "channels": "ch",
+    "layers_per_stack": "layers",
+    "kernel_size": "kernel",
+    "dilation_base": "base",
+    "parameters": "params",
+    "x_real_time": "x real time",
+}
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Prints a table to stdout, numbers to the right; never cut to the width of a pipe."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for i, name in enumerate(columns):
+        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 250, highlight=False).print(table)
+
+
+def print_json(value: Any) -> None:
+    """Prints one JSON document to stdout."""
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def print_csv(records: Sequence[Mapping[str, Any]]) -> None:
+    """Prints records as CSV to stdout; the columns are those of all records together."""
+    columns = list(dict.fromkeys(key for record in records for key in record))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    for record in records:
+        writer.writerow({k: json.dumps(v) if isinstance(v, dict) else v for k, v in record.items()})
+    print(text.getvalue(), end="")
+
+
+def front_columns(front: ParetoFront) -> list[str]:
+    """Returns what a front's table shows: id, axes, size, objectives, speed, host."""
+    axes = dict.fromkeys(axis for trial in front.members for axis, _ in trial.candidate.values)
+    objectives = [o.metric for o in front.objectives]
+    return [
+        "trial",
+        *axes,
+        *(name for name in ("parameters",) if name not in objectives),
+        *objectives,
+        *(name for name in ("x_real_time",) if name not in objectives),
+        "host",
+    ]
+
+
+def print_front(front: ParetoFront, sweep: str) -> None:
+    """Prints a front as a table, with an account of the trials that are not on it."""
+    names = " against ".join(o.metric for o in front.objectives)
+    goals = " and ".join(dict.fromkeys(o.goal.value for o in front.objectives))
+    print(
+        f"Pareto front of '{sweep}': {names} ({goals} is better), "
+        f"{len(front.members)} of {front.finished} finished trials\n"
+    )
+    columns = front_columns(front)
+    heads = [f"{_SHORT.get(c, c)} [95%]" if c == "rtf_ratio" else _SHORT.get(c, c) for c in columns]
+    print_table(heads, [[_cell(trial, column) for column in columns] for trial in front.members])
+    account = [f"{front.dominated} dominated"] if front.dominated else []
+    print("excluded:", " · ".join([*account, *filter(None, [front.excluded_line()])]) or "none")
+
+
+def front_json(front: ParetoFront, sweep: str) -> dict[str, Any]:
+    """Returns a front for programs, with stable keys."""
+    return {
+        "sweep": sweep,
+        "objectives": [
+            {"metric": o.metric, "goal": o.goal.value, "unit": o.unit, "limit": o.limit}
+            for o in front.objectives
+        ],
+        "front": [front_record(trial) for trial in front.members],
+        "finished": front.finished,
+        "dominated": front.dominated,
+        "excluded": [
+            {"status": e.status.value, "why": e.why, "count": e.count} for e in front.excluded
+        ],
+    }
+
+
+def front_record(trial: Trial) -> dict[str, Any]:
+    """Returns a trial's record without the configuration text, which `sweeps show` gives."""
+    record = trial.to_record() | {"x_real_time": metric("x_real_time").of(trial)}
+    return {key: value for key, value in record.items() if key != "gin_config"}
+
+
+def print_trial(trial: Trial) -> None:
+    """Prints one trial in full."""
+    print(f"trial {trial.id} of '{trial.sweep}': {trial.status.value}")
+    if trial.reason:
+        print(f"  {trial.reason.value}: {trial.detail}")
+    for title, values in (
+        ("candidate", dict(trial.candidate.values)),
+        ("measured", {name: _value(trial, name) for name in METRICS}),
+        ("provenance", _provenance(trial)),
+    ):
+        print(f"\n{title}")
+        width = max(map(len, values), default=0)
+        for name, value in values.items():
+            if value not in ("", None):
+                print(f"  {name:{width}}  {value}")
+
+
+def _provenance(trial: Trial) -> dict[str, Any]:
+    p = trial.provenance
+    return {
+        "host": f"{p.host} ({p.host_fingerprint})" if p.host_fingerprint else p.host,
+        "dataset": p.dataset_fingerprint[:12],
+        "seed": p.seed,
+        "train_steps": p.train_steps,
+        "train_seconds": f"{p.train_seconds:.1f}",
+        "measure_seconds": f"{p.measure_seconds:.1f}",
+        "versions": ", ".join(f"{k} {v}" for k, v in p.versions.items()),
+    }
+
+
+def status_row(name: str, trials: Sequence[Trial], asked: int, started: int) -> list[str]:
+    """Returns a sweep's line in `sweeps status`."""
+    counts = {status: sum(t.status is status for t in trials) for status in Status}
+    losses = [t.measurement.val_loss for t in trials if t.status is Status.COMPLETED]
+    best = min((loss for loss in losses if loss is not None), default=None)
+    return [
+        name,
+        f"{len(trials)}/{asked}" if asked else str(len(trials)),
+        *(str(counts[status]) for status in Status),
+        str(started),
+        "" if best is None else f"{best:.3f}",
+    ]
+
+
+STATUS_COLUMNS = ["sweep", "finished", *(s.value for s in Status), "in flight", "best val_loss"]
+
+
+def _value(trial: Trial, name: str) -> str:
+    value, unit = trial.metric(name), METRICS[name].metadata["unit"]
+    if value is None:
+        return ""
+    return " ".join(filter(None, [format_number(value), unit]))
+
+
+def format_number(value: float) -> str:
+    """Returns a number with four digits that count, whole ones with thousands separated."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _cell(trial: Trial, column: str) -> str:
+    if column == "trial":
+        return trial.id[:ID_DIGITS]
+    if column == "host":
+        return trial.provenance.host
+    axis = trial.candidate.get(column)
+    if axis is not None:
+        return f"{axis:.3g}" if isinstance(axis, float) else str(axis)
+    if column not in METRICS and column != "x_real_time":
+        return "-"  # an axis that makes no difference to this model
+    value = metric(column).of(trial)
+    if value is None:
+        return "-"
+    m = trial.measurement
+    if column == "rtf_ratio" and m.rtf_ratio_low is not None and m.rtf_ratio_high is not None:
+        return f"{value:.3f} [{m.rtf_ratio_low:.3f}, {m.rtf_ratio_high:.3f}]"
+    return format_number(value)
