@@ -59,8 +59,8 @@ def prepare(
 ) -> Dataset:
     """Makes a dataset of the recordings in a folder.
 
-    WAV, FLAC, MP3 and Ogg files are found in the folder and the folders below it, except hidden
-    ones. Each is analysed as a whole, then cut to clips; what is left at its end is padded with
+    WAV, FLAC, MP3 and Ogg files are found in the folder and the folders below it, hidden ones
+    aside. Each is analysed as a whole, then cut to clips; what is left at its end is padded with
     silence to a clip, or left out when it is shorter than half a second. Clips and recordings
     without any sound are left out too; `facts.skipped` says what and why.
 
@@ -189,8 +189,8 @@ def prepare_demo(
 def find_recordings(audio_dir: Path | str) -> list[str]:
     """Returns the recordings in a folder and below, as sorted POSIX paths relative to it.
 
-    Hidden files are passed over: among them are the ones that macOS leaves beside recordings on
-    foreign disks, which end in .wav and hold no audio.
+    Hidden files and folders are passed over: among them are the files that macOS leaves beside
+    recordings on foreign disks, which end in .wav and hold no audio.
 
     Raises:
       AudioError: There is no such folder, no recording in it, or one whose name is not text.
@@ -204,7 +204,7 @@ def find_recordings(audio_dir: Path | str) -> list[str]:
         path.relative_to(root).as_posix()
         for path in root.rglob("*")
         if path.suffix.lower() in AUDIO_SUFFIXES
-        and not path.name.startswith(".")
+        and not any(part.startswith(".") for part in path.relative_to(root).parts)
         and path.is_file()
     )
     if not found:
@@ -297,16 +297,22 @@ _Analysed: TypeAlias = _Recording | _Unusable
 
 def _analyse(root: Path, clip_format: ClipFormat, skip_broken: bool, source: str) -> _Analysed:
     """Reads and analyses one recording. Runs in a worker process."""
-    rate, hop = clip_format.sample_rate, clip_format.hop_size
+    path = root / source
     try:
-        audio = load_audio(root / source, rate)
+        audio = load_audio(path, clip_format.sample_rate)
     except AudioError as error:
-        if not skip_broken:
-            raise AudioError(error.message, hint=f"{error.hint}, or pass --skip-broken") from error
-        return _Unusable(source, f"broken: {error.message}")
-    least = f0_frame_size(rate, clip_format.f0_min_hz)
-    if len(audio) < least:
-        return _Unusable(source, f"shorter than one frame ({least / rate:.3f} s)")
+        if skip_broken:
+            return _Unusable(source, "broken: " + error.message.replace(f"'{path}'", "it"))
+        raise AudioError(error.message, hint=f"{error.hint}, or pass --skip-broken") from error
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    return _analyse_audio(source, sha256, audio, clip_format)
+
+
+def _analyse_audio(source: str, sha256: str, audio: Samples, clip_format: ClipFormat) -> _Analysed:
+    rate, hop = clip_format.sample_rate, clip_format.hop_size
+    shortest = f0_frame_size(rate, clip_format.f0_min_hz)
+    if len(audio) < shortest:
+        return _Unusable(source, f"shorter than one frame ({shortest / rate:.3f} s)")
     starts, n_rest = cut(len(audio), clip_format)
     n_padding = max(0, starts[-1] * hop + clip_format.n_samples - len(audio))
     padded = np.pad(audio, (0, n_padding))
@@ -314,26 +320,32 @@ def _analyse(root: Path, clip_format: ClipFormat, skip_broken: bool, source: str
     loud = [s for s in starts if loudness_db[s : s + clip_format.n_frames].max() > SILENCE_DB]
     if not loud:
         return _Unusable(source, f"silent: nowhere louder than {SILENCE_DB:g} dB")
+    # The padding has no pitch to look for.
     f0_hz, f0_confidence = estimate_f0(
         audio, rate, hop, clip_format.f0_min_hz, clip_format.f0_max_hz
     )
     n_after = len(loudness_db) - len(f0_hz)
-    left_out = []
-    if n_silent := len(starts) - len(loud):
-        left_out.append(f"{n_silent} silent clip{'s' if n_silent > 1 else ''}")
-    if n_rest >= hop:
-        left_out.append(f"the last {n_rest / rate:.2f} s")
     return _Recording(
         source,
-        sha256=hashlib.sha256((root / source).read_bytes()).hexdigest(),
+        sha256=sha256,
         seconds=len(audio) / rate,
         audio=padded,
         f0_hz=np.pad(f0_hz, (0, n_after), mode="edge"),
         f0_confidence=np.pad(f0_confidence, (0, n_after)),
         loudness_db=loudness_db,
         starts=loud,
-        skipped=" and ".join(left_out),
+        skipped=_left_out(len(starts) - len(loud), n_rest / rate),
     )
+
+
+def _left_out(n_silent_clips: int, rest_seconds: float) -> str:
+    """Says which parts of a recording are left out; '' for none worth a word."""
+    parts = []
+    if n_silent_clips:
+        parts.append(f"{n_silent_clips} silent clip{'s' if n_silent_clips > 1 else ''}")
+    if rest_seconds >= 0.005:
+        parts.append(f"the last {rest_seconds:.2f} s")
+    return " and ".join(parts)
 
 
 def cut(n_samples: int, clip_format: ClipFormat) -> tuple[list[int], int]:

@@ -115,6 +115,7 @@ def test_a_short_recording_is_padded_and_a_rest_under_half_a_second_is_left_out(
 
 def test_hidden_files_and_other_files_are_passed_over(folder: Path) -> None:
     (folder / "._a.wav").write_bytes(b"\x00\x05\x16\x07 resource fork")
+    record(folder, ".trash/c.wav", tone(1.0))
     (folder / "notes.txt").write_text("bring rosin")
     (folder / "looks-like.wav").mkdir()
     assert find_recordings(folder) == ["a.wav", "b.flac"]
@@ -279,7 +280,8 @@ def test_a_broken_recording_is_an_error_unless_it_may_be_skipped(
 
     facts = prepared(folder, skip_broken=True).facts
     assert set(facts.sources) == {"a.wav", "b.flac"}
-    assert facts.skipped["broken.wav"].startswith("broken: ")
+    assert facts.skipped["broken.wav"].startswith("broken: it ")
+    assert str(folder) not in facts.to_json()
 
 
 def test_a_broken_recording_is_named_from_a_worker_process_too(folder: Path) -> None:
