@@ -46,6 +46,7 @@ from sweeps.progress import (
     Waited,
     silent,
 )
+from sweeps.reaper import reaping
 from sweeps.search import Search, screen
 from sweeps.trial import Candidate, Provenance, Reason, Status, Trial
 from thesis.config import MeasureConfig
@@ -156,8 +157,8 @@ def launch(
     on_event(SweepBegan(name, run.sweep.objectives, tuple(finished), trials))
     if len(finished) >= trials:
         return LaunchReport(name, ledger.uri, trials, len(finished))
-    with _scratch(ledger) as scratch, _cluster(address, scratch):
-        finished, started = ledger.trials(), ledger.started()
+    with _scratch(ledger) as scratch:
+        finished = ledger.trials()
         shared = _Shared(
             ledger=ledger,
             run=run,
@@ -170,12 +171,12 @@ def launch(
         driver = _Driver(
             shared,
             data,
-            Search(run.space, run.sweep, finished=finished, started=started),
+            Search(run.space, run.sweep, finished=finished, started=ledger.started()),
             missing=trials - len(finished),
             slots=_Slots(cpus_per_trial, max_concurrent),
             on_event=on_event,
         )
-        interrupted = _tune(driver, cpus_per_trial, scratch)
+        interrupted = _run(driver, address, cpus_per_trial, scratch)
     return LaunchReport(
         name,
         ledger.uri,
@@ -387,14 +388,14 @@ class _Slots:
     def count(self) -> int:
         """Returns the trials that fit on the nodes that are alive, within the user's limit."""
         if time.monotonic() - self._counted_at > self._FRESH_SECONDS:
-            cpus = [n["Resources"].get("CPU", 0.0) for n in _nodes() if n["Alive"]]
-            self._count = sum(int(c / self._cpus) for c in cpus)
+            self._count = sum(int(cpus / self._cpus) for cpus in _cpus_of_nodes())
             self._counted_at = time.monotonic()
         return self._count if self._most is None else min(self._count, self._most)
 
 
-def _nodes() -> list[dict[str, Any]]:
-    return cast(list[dict[str, Any]], ray.nodes())  # type: ignore[no-untyped-call]
+def _cpus_of_nodes() -> list[float]:
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node["Resources"].get("CPU", 0.0) for node in nodes if node["Alive"]]
 
 
 class _Driver:
@@ -573,34 +574,49 @@ def _candidate(trial: RayTrial) -> Candidate:
     return Candidate.from_json(trial.config["candidate"])
 
 
-def _tune(driver: _Driver, cpus_per_trial: float, scratch: Path) -> bool:
+def _run(driver: _Driver, address: str | None, cpus_per_trial: float, scratch: Path) -> bool:
     """Runs the missing trials. Returns whether the user interrupted it.
 
     Raises:
-      UserError: An error that every trial would meet.
+      SweepError: There is no such cluster, or a trial fits on none of its nodes.
+      UserError: What every trial would meet.
     """
-    worker = type("_Worker", (_Worker,), {"shared": driver.shared})
     try:
-        tune.run(
-            worker,
-            name="tune",
-            storage_path=str(scratch),
-            search_alg=_Proposals(driver),
-            num_samples=-1,
-            resources_per_trial={"cpu": cpus_per_trial},
-            reuse_actors=True,
-            max_failures=RETRIES,
-            raise_on_failed_trial=False,
-            stop=_StopOnFailure(driver),
-            callbacks=[_Watcher(driver)],
-            trial_dirname_creator=lambda trial: trial.trial_id,
-            verbose=0,
-        )
+        with _cluster(address, scratch):
+            _check_fits(cpus_per_trial)
+            _tune(driver, cpus_per_trial, scratch)
     except KeyboardInterrupt:
         return True
     if driver.failure is not None:
         raise driver.failure
     return False
+
+
+def _check_fits(cpus_per_trial: float) -> None:
+    most = max(_cpus_of_nodes(), default=0.0)
+    if cpus_per_trial > most:
+        raise SweepError(
+            f"a trial asks for {cpus_per_trial:g} CPUs, the largest node has {most:g}",
+            hint="lower the CPUs of a trial",
+        )
+
+
+def _tune(driver: _Driver, cpus_per_trial: float, scratch: Path) -> None:
+    tune.run(
+        type("_Worker", (_Worker,), {"shared": driver.shared}),
+        name="tune",
+        storage_path=str(scratch),
+        search_alg=_Proposals(driver),
+        num_samples=-1,
+        resources_per_trial={"cpu": cpus_per_trial},
+        reuse_actors=True,
+        max_failures=RETRIES,
+        raise_on_failed_trial=False,
+        stop=_StopOnFailure(driver),
+        callbacks=[_Watcher(driver)],
+        trial_dirname_creator=lambda trial: trial.trial_id,
+        verbose=0,
+    )
 
 
 # --- The cluster and its folders ----------------------------------------------------------------
@@ -626,11 +642,13 @@ def _cluster(address: str | None, scratch: Path) -> Iterator[None]:
         stack.enter_context(_environment(_QUIET))
         stack.enter_context(_quiet_logs())
         if not ray.is_initialized():
+            if address is None:
+                stack.enter_context(reaping(str(scratch)))
             stack.callback(ray.shutdown)
-            if address is not None:
-                _connect(address)
-            else:
+            if address is None:
                 _start_here(scratch)
+            else:
+                _connect(address)
         yield
 
 
@@ -644,11 +662,7 @@ def _connect(address: str) -> None:
 
 
 def _start_here(scratch: Path) -> None:
-    """Starts a cluster that lives and dies with this process.
-
-    On Linux Ray binds its processes to the one that started them (PR_SET_PDEATHSIG): not even a
-    kill -9 of the driver leaves any behind.
-    """
+    """Starts a cluster on this machine, reachable from nowhere else."""
     ray.init(
         address="local",  # whatever RAY_ADDRESS says
         num_cpus=len(os.sched_getaffinity(0)),

@@ -11,6 +11,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import optuna
 from optuna.distributions import (
@@ -19,14 +20,15 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.samplers import BaseGASampler, BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from sweeps.config import Limits, RunConfig, SweepConfig
+from sweeps.feasibility import broken_limit, closed_form_metrics
 from sweeps.objectives import Goal, Objective, objective
 from sweeps.space import Axis, Choice, SearchSpace
-from sweeps.trial import Candidate, Measurement, Provenance, Reason, Status, Trial
+from sweeps.trial import Candidate, Measurement, Provenance, Status, Trial
 from thesis.data import DatasetFacts
 
 _ATTEMPTS = 10
@@ -137,7 +139,12 @@ class Search:
         self._seen.add(candidate.id)
         values = dict(candidate.values)
         self._study.enqueue_trial(values)
-        return self._study.ask({name: self._distributions[name] for name in values})
+        asked = self._study.ask({name: self._distributions[name] for name in values})
+        if isinstance(self._study.sampler, BaseGASampler):
+            # A trial joins a generation when it is sampled, which a given candidate is not.
+            trial = self._study.get_trials(deepcopy=False)[asked.number]
+            self._study.sampler.get_trial_generation(self._study, trial)
+        return asked
 
 
 def screen(sweep: str, run: RunConfig, candidate: Candidate, data: DatasetFacts) -> Trial | None:
@@ -147,17 +154,13 @@ def screen(sweep: str, run: RunConfig, candidate: Candidate, data: DatasetFacts)
       sweep: Name of the sweep.
       run: Holds the limits.
       candidate: What is looked at. Nothing is built.
-      data: The dataset, whose frame rate turns frames into seconds.
+      data: The dataset, whose rates turn frames into seconds.
     """
     config = run.space.config(candidate)
-    n_outputs, frames = config.synth.n_outputs, config.decoder.receptive_field_frames
-    measurement = Measurement(
-        parameters=config.decoder.parameter_count(n_outputs),
-        macs_per_frame=config.decoder.macs_per_frame(n_outputs),
-        receptive_field_frames=frames,
-        receptive_field_seconds=frames / data.frame_rate,
-    )
-    broken = _broken_limit(measurement, run.sweep.limits)
+    rates = {"sample_rate": data.sample_rate, "hop_size": data.hop_size}
+    costs: Any = closed_form_metrics(config, **rates)
+    measurement = Measurement(**costs)
+    broken = broken_limit(measurement, run.sweep.limits)
     if broken is None:
         return None
     reason, detail = broken
@@ -170,16 +173,6 @@ def screen(sweep: str, run: RunConfig, candidate: Candidate, data: DatasetFacts)
         finished_at=now,
     )
     return Trial(sweep, candidate, measurement, reason, detail, provenance)
-
-
-def _broken_limit(measurement: Measurement, limits: Limits) -> tuple[Reason, str] | None:
-    seconds, limit = measurement.receptive_field_seconds, limits.receptive_field_seconds
-    if limit is not None and seconds is not None and seconds > limit:
-        return Reason.RECEPTIVE_FIELD, f"receptive field is {seconds:.3g} s, the limit {limit:g} s"
-    count, most = measurement.parameters, limits.parameters
-    if most is not None and count is not None and count > most:
-        return Reason.PARAMETERS, f"{count:,} parameters, the limit is {most:,}"
-    return None
 
 
 def _outcome(

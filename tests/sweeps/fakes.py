@@ -1,48 +1,75 @@
 """Evaluators that take milliseconds, for tests of everything around an evaluation.
 
-Workers load them by this file's path: `evaluator(name)`.
+Workers load them by this file's path: `evaluator("quick")`.
 """
 
-import dataclasses
-import json
+import math
 import os
-import signal
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
 
+from sweeps.config import RunConfig, parse_run
 from sweeps.evaluate import Measure, Progress, Task
 from sweeps.trial import Candidate, Measurement, Provenance, Reason, Trial
-from thesis.data import SCHEMA_VERSION, DatasetFacts, Statistics
+from thesis.config import MeasureConfig
+from thesis.data import FACTS_FILE, SCHEMA_VERSION, DatasetFacts, Statistics
+from thesis.errors import DatasetError
+from thesis.measure import RtfMeasurement
 
 STEPS = 4
 
+Stages = Generator[Progress, None, Trial]
+
 
 def evaluator(name: str) -> str:
-    """Returns how `launch` is told of one of these evaluators."""
+    """How `launch` is told of a function of this file."""
     return f"{Path(__file__).resolve()}:{name}"
 
 
-def loss_of(candidate: Candidate) -> float:
-    """Wider is better, and dearer: every width is on the front."""
-    return 10 / float(candidate["channels"])
+def run_of(axes: Mapping[str, object], *bindings: str) -> RunConfig:
+    """A run over some axes, with more bindings."""
+    return parse_run("\n".join([f"search_space.axes = {axes!r}", *bindings]))
 
 
-def trial_of(task: Task, started_at: float = 0.0) -> Trial:
-    channels = float(task.candidate["channels"])
-    return Trial(
-        task.sweep,
-        task.candidate,
-        Measurement(val_loss=loss_of(task.candidate), rtf_ratio=channels / 8),
-        provenance=Provenance(started_at=started_at, finished_at=time.time(), train_steps=STEPS),
+def make_dataset(folder: Path) -> str:
+    """A dataset as far as a driver looks at it: its facts."""
+    facts = DatasetFacts(
+        sample_rate=16000,
+        hop_size=64,
+        clip_seconds=4.0,
+        clip_hop_seconds=4.0,
+        f0_min_hz=60.0,
+        f0_max_hz=2000.0,
+        schema_version=SCHEMA_VERSION,
+        name=folder.name,
+        f0_estimator="none",
+        sources={},
+        skipped={},
+        split_by="recording",
+        n_train=1,
+        n_validation=1,
+        statistics=Statistics(-30.0, 10.0, 100.0, 200.0, 400.0, 1.0, 8.0),
+        fingerprint="f" * 64,
     )
+    folder.mkdir(parents=True)
+    (folder / FACTS_FILE).write_text(facts.to_json())
+    return str(folder)
 
 
-def quick(
-    task: Task, *, workdir: Path, measure: Measure, step_seconds: float = 0.0
-) -> Generator[Progress, None, Trial]:
-    """Trains for `STEPS` steps, from the checkpoint that it finds, and exports a model."""
-    started_at = time.time()
+def trial_of(sweep: str, candidate: Candidate, **measured: float) -> Trial:
+    """A finished trial: wider is better, and dearer, so every width is on the front."""
+    channels = float(candidate["channels"])
+    values = {"val_loss": 10 / channels, "rtf_ratio": channels / 8, **measured}
+    provenance = Provenance(finished_at=time.time())
+    return Trial(sweep, candidate, Measurement(**values), provenance=provenance)
+
+
+def quick(task: Task, *, workdir: Path, measure: Measure, step_seconds: float = 0.0) -> Stages:
+    """Trains for `STEPS` steps, from the checkpoint that it finds, and exports a model.
+
+    `train_loss` tells the step it began at, `p50_seconds` the process that it ran in.
+    """
     checkpoint = workdir / "step"
     first = int(checkpoint.read_text()) if checkpoint.exists() else 0
     for step in range(first, STEPS):
@@ -51,6 +78,66 @@ def quick(
         yield Progress("train", step + 1, STEPS, train_loss=1.0 / (step + 1))
     (workdir / "artifacts").mkdir(exist_ok=True)
     (workdir / "artifacts" / "decoder.onnx").write_bytes(task.candidate.id.encode())
-    trial = trial_of(task, started_at)
-    detail = f"resumed at {first}, pid {os.getpid()}"
-    return dataclasses.replace(trial, detail=detail)
+    return trial_of(task.sweep, task.candidate, train_loss=first, p50_seconds=os.getpid())
+
+
+def slow(task: Task, *, workdir: Path, measure: Measure) -> Stages:
+    """As `quick`, slow enough to be killed in the middle."""
+    return (yield from quick(task, workdir=workdir, measure=measure, step_seconds=0.25))
+
+
+def moody(task: Task, *, workdir: Path, measure: Measure) -> Stages:
+    """Meets every fate, by the number of channels."""
+    deaths = workdir / "deaths"
+    deaths.write_text(deaths.read_text() + "x" if deaths.exists() else "x")
+    yield Progress("build", 0, STEPS)
+    match task.candidate["channels"]:
+        case 1:
+            raise ValueError("no such\n  luck")
+        case 2:
+            os._exit(1)
+        case 3 if len(deaths.read_text()) < 2:
+            os._exit(1)
+        case 4:
+            return trial_of(task.sweep, task.candidate, val_loss=math.nan)
+        case 5:
+            diverged = Reason.DIVERGED
+            return Trial(task.sweep, task.candidate, reason=diverged, detail="step 7")
+    return (yield from quick(task, workdir=workdir, measure=measure))
+
+
+def without_data(task: Task, *, workdir: Path, measure: Measure) -> Stages:
+    """Meets what every trial would meet."""
+    yield Progress("build", 0, STEPS)
+    raise DatasetError("no dataset on this node", hint="copy it")
+
+
+def measuring(task: Task, *, workdir: Path, measure: Measure) -> Stages:
+    """Measures through the launch's measurer."""
+    yield Progress("measure", STEPS, STEPS)
+    found = measure(task.dataset.encode(), 4.0, MeasureConfig())
+    return trial_of(task.sweep, task.candidate, rtf=found.rtf, p99_seconds=found.p99_seconds)
+
+
+def measure_together(model: bytes, audio_seconds: float, config: MeasureConfig) -> RtfMeasurement:
+    """Counts, as `rtf`, how many measure at this time, and tells its process."""
+    crowd = Path(model.decode()) / "measuring"
+    crowd.mkdir(exist_ok=True)
+    mine = crowd / str(time.monotonic_ns())
+    mine.touch()
+    time.sleep(0.2)
+    together = len(list(crowd.iterdir()))
+    mine.unlink()
+    return RtfMeasurement(
+        rtf=together,
+        rtf_ratio=1.0,
+        rtf_ratio_low=1.0,
+        rtf_ratio_high=1.0,
+        reference_rtf=1.0,
+        p50_seconds=0.0,
+        p95_seconds=0.0,
+        p99_seconds=os.getpid(),
+        calls=1,
+        host="here",
+        host_fingerprint="here",
+    )

@@ -1,0 +1,343 @@
+import dataclasses
+import math
+import random
+from collections import Counter
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from sweeps.config import Limits, SweepConfig
+from sweeps.errors import MetricError
+from sweeps.search import Search, screen
+from sweeps.space import make_space
+from sweeps.trial import Candidate, Measurement, Provenance, Reason, Status, Trial
+from tests.sweeps.fakes import make_dataset, run_of
+from thesis.config import DecoderConfig, MeasureConfig, ModelConfig, SynthConfig, TrainConfig
+from thesis.data import load_facts
+
+BASE = ModelConfig(DecoderConfig(), SynthConfig(), TrainConfig(), MeasureConfig())
+WIDTHS = {"DilatedConvStack.channels": (2, 4, 8, 16)}
+MIXED = {
+    "DilatedConvStack.channels": {"low": 1, "high": 512, "log": True},
+    "DilatedConvStack.block": ("plain", "inverted_bottleneck"),
+    "DilatedConvStack.expansion": (1, 2, 3),
+    "DilatedConvStack.causal": (True, False),
+    "train.learning_rate": {"low": 1e-4, "high": 1e-1, "log": True},
+    "Synth.reverb_seconds": {"low": 0, "high": 2.5},
+}
+SAMPLERS = ("tpe", "nsga2", "random")
+
+
+def config(sampler="tpe", seed=0, objectives=("val_loss", "rtf_ratio"), **limits):
+    return SweepConfig(objectives, sampler, seed, Limits(**limits))
+
+
+def finish(candidate, number=0, *, reason=None, **measured):
+    return Trial(
+        "s", candidate, Measurement(**measured), reason, provenance=Provenance(finished_at=number)
+    )
+
+
+def result_of(candidate, number):
+    channels = candidate["channels"]
+    return finish(candidate, number, val_loss=10 / channels, rtf_ratio=channels / 8)
+
+
+def run(search, count, first=0):
+    """Evaluates proposals one after another."""
+    history = []
+    for number in range(first, first + count):
+        candidate = search.propose()
+        if candidate is None:
+            break
+        history.append(result_of(candidate, number))
+        search.record(history[-1])
+    return history
+
+
+def ids(trials):
+    return [trial.id for trial in trials]
+
+
+def told(search):
+    """The states of the study's trials, drafts left out: those are failed before any other."""
+    return [t for t in search._study.trials if "fixed_params" in t.system_attrs]
+
+
+def states(search):
+    return [trial.state for trial in told(search)]
+
+
+@pytest.fixture(params=SAMPLERS)
+def sampler(request):
+    return request.param
+
+
+# --- What is proposed
+
+
+def test_values_are_canonical_candidates_of_the_space(sampler):
+    space = make_space(MIXED, BASE)
+    for trial in run(Search(space, config(sampler)), 40):
+        values = dict(trial.candidate.values)
+        assert isinstance(values["channels"], int)
+        assert isinstance(values["causal"], bool)
+        assert ("expansion" in values) == (values["block"] == "inverted_bottleneck")
+        assert space.candidate({"expansion": 1, **values}) == trial.candidate
+
+
+def test_the_baseline_comes_first():
+    space = make_space(WIDTHS, BASE)
+    assert Search(space, config()).propose() == space.baseline()
+
+
+def test_a_base_outside_the_axes_is_no_baseline():
+    space = make_space({"DilatedConvStack.channels": (2, 4)}, BASE)
+    assert Search(space, config()).propose()["channels"] in (2, 4)
+
+
+def test_a_finished_baseline_is_not_proposed_again():
+    space = make_space(WIDTHS, BASE)
+    search = Search(space, config(), finished=[result_of(space.baseline(), 0)])
+    assert space.baseline() not in [search.propose() for _ in range(3)]
+
+
+def test_what_was_started_is_proposed_again_before_anything_new():
+    space = make_space(MIXED, BASE)
+    started = [t.candidate for t in run(Search(space, config(seed=7)), 4)][1:]
+    search = Search(space, config(), started=started)
+    assert [search.propose() for _ in range(4)] == [space.baseline(), *started]
+
+
+def test_what_was_started_and_finished_is_not_proposed_again():
+    space = make_space(MIXED, BASE)
+    history = run(Search(space, config()), 4)
+    candidates = [t.candidate for t in history]
+    search = Search(space, config(), finished=history[:3], started=candidates)
+    assert search.propose() == candidates[3]
+    assert search.propose() not in candidates
+
+
+def test_no_candidate_is_proposed_twice_and_the_whole_space_is(sampler):
+    space = make_space({**WIDTHS, "DilatedConvStack.kernel_size": (1, 2, 3)}, BASE)
+    search = Search(space, config(sampler))
+    history = run(search, 100)
+    assert sorted(ids(history)) == sorted(c.id for c in space.candidates())
+    assert search.exhausted
+
+
+def test_no_candidate_is_proposed_while_it_runs(sampler):
+    search = Search(make_space(WIDTHS, BASE), config(sampler))
+    running = [search.propose() for _ in range(5)]
+    assert len(set(running[:4])) == 4
+    assert running[4] is None
+
+
+def test_the_sampler_alone_would_repeat_itself():
+    """The reason for deduplication: without it, the test above would take luck."""
+    space = make_space(WIDTHS, BASE)
+    search = Search(space, config())
+    run(search, 4)
+    drafts = [search._study.ask(search._distributions).params["channels"] for _ in range(20)]
+    assert max(Counter(drafts).values()) > 1
+
+
+def test_settings_that_build_the_same_model_are_one_candidate(sampler):
+    axes = {"DilatedConvStack.kernel_size": (1,), "DilatedConvStack.dilation_base": (1, 2, 3)}
+    search = Search(make_space(axes, BASE), config(sampler))
+    assert search.propose() == Candidate.of({"kernel_size": 1})
+    assert search.propose() is None
+
+
+def test_a_whole_number_range_is_exhausted_too():
+    search = Search(
+        make_space({"DilatedConvStack.channels": {"low": 1, "high": 3}}, BASE), config()
+    )
+    assert len(run(search, 10)) == 3
+    assert search.exhausted
+
+
+# --- The seed
+
+
+def test_the_same_seed_proposes_the_same(sampler):
+    space = make_space(MIXED, BASE)
+    once, again = (ids(run(Search(space, config(sampler, seed=3)), 30)) for _ in range(2))
+    assert once == again
+
+
+def test_another_seed_proposes_otherwise(sampler):
+    space = make_space(MIXED, BASE)
+    one, other = (ids(run(Search(space, config(sampler, seed=s)), 10)) for s in (1, 2))
+    assert one[0] == other[0]  # the baseline
+    assert not set(one[1:]) & set(other[1:])
+
+
+def test_a_continued_search_does_not_draw_the_same_numbers_again():
+    """RandomSampler shows it best: it looks at nothing but its random stream."""
+    space = make_space(MIXED, BASE)
+    history = run(Search(space, config("random")), 10)
+    search = Search(space, config("random"), finished=history)
+    drafts = [space.candidate(search._study.ask(search._distributions).params) for _ in range(9)]
+    assert not {c.id for c in drafts} & set(ids(history))
+
+
+def test_two_continuations_from_the_same_records_propose_the_same(sampler):
+    space = make_space(MIXED, BASE)
+    history = run(Search(space, config(sampler)), 25)
+    shuffled = random.Random(0).sample(history, len(history))
+    one = run(Search(space, config(sampler), finished=history), 5, first=25)
+    other = run(Search(space, config(sampler), finished=shuffled), 5, first=25)
+    assert ids(one) == ids(other)
+
+
+def test_a_rebuilt_study_is_the_one_that_was_lost(sampler):
+    space = make_space(MIXED, BASE)
+    search = Search(space, config(sampler))
+    history = run(search, 25)
+    rebuilt = Search(space, config(sampler), finished=history)
+
+    def content(study):
+        return [(t.params, t.values, t.state, t.constraints) for t in study]
+
+    assert content(told(rebuilt)) == content(told(search))
+
+
+def test_nsga2_goes_through_the_same_generations_when_rebuilt():
+    space = make_space(MIXED, BASE)
+    search = Search(space, config("nsga2"))
+    history = run(search, 45)
+    rebuilt = Search(space, config("nsga2"), finished=history)
+
+    def generations(study):
+        return [t.system_attrs["NSGAIISampler:generation"] for t in told(study)]
+
+    assert generations(rebuilt) == generations(search)
+    assert max(generations(rebuilt)) == 2
+
+
+# --- What Optuna is told
+
+
+def test_objectives_are_told_with_their_directions():
+    objectives = ("val_loss", "x_real_time")
+    search = Search(make_space(WIDTHS, BASE), config(objectives=objectives))
+    search.record(finish(search.propose(), val_loss=2.0, rtf=0.25))
+    assert [d.name for d in search._study.directions] == ["MINIMIZE", "MAXIMIZE"]
+    assert told(search)[0].values == [2.0, 4.0]
+
+
+def test_an_objective_that_is_no_metric_is_refused():
+    with pytest.raises(MetricError, match="no metric named 'val_los'"):
+        Search(make_space(WIDTHS, BASE), config(objectives=("val_los", "rtf_ratio")))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None])
+@pytest.mark.parametrize("metric", ["val_loss", "rtf_ratio"])
+def test_a_metric_that_is_no_number_is_told_as_a_failure(metric, value):
+    search = Search(make_space(WIDTHS, BASE), config())
+    values = {"val_loss": 1.0, "rtf_ratio": 1.0, metric: value}
+    search.record(finish(search.propose(), **values))
+    assert states(search) == [TrialState.FAIL]
+
+
+@pytest.mark.parametrize("reason", list(Reason))
+def test_only_completed_trials_are_told_complete_whatever_they_measured(reason):
+    search = Search(make_space(WIDTHS, BASE), config(rtf_ratio=2.0))
+    search.record(finish(search.propose(), reason=reason, val_loss=0.01, rtf_ratio=0.01))
+    (trial,) = told(search)
+    failed = reason.status is Status.FAILED
+    assert trial.state is (TrialState.FAIL if failed else TrialState.PRUNED)
+    assert trial.values is None
+
+
+def test_nothing_is_left_running_once_all_is_recorded(sampler):
+    search = Search(make_space(MIXED, BASE), config(sampler))
+    fates = [
+        {"val_loss": 1.0, "rtf_ratio": 1.0},
+        {"val_loss": math.nan, "rtf_ratio": 1.0},
+        {"reason": Reason.CRASHED},
+        {"reason": Reason.PRUNED, "val_loss": 5.0},
+        {"reason": Reason.RTF, "rtf_ratio": 3.0},
+    ]
+    for number in range(25):
+        search.record(finish(search.propose(), number, **fates[number % 5]))
+    assert search._study.get_trials(states=(TrialState.RUNNING, TrialState.WAITING)) == []
+    assert len(search._study.get_trials(states=(TrialState.COMPLETE,))) == 5
+
+
+def test_a_second_record_of_a_trial_changes_nothing():
+    search = Search(make_space(WIDTHS, BASE), config())
+    trial = result_of(search.propose(), 0)
+    search.record(trial)
+    search.record(dataclasses.replace(trial, measurement=Measurement(val_loss=0.0, rtf_ratio=0.0)))
+    assert [t.values for t in told(search)] == [[10 / 8, 1.0]]
+
+
+def test_a_trial_that_was_not_proposed_here_is_learned_from():
+    space = make_space(WIDTHS, BASE)
+    search = Search(space, config())
+    search.record(result_of(Candidate.of({"channels": 16}), 0))
+    assert [search.propose()["channels"] for _ in range(3)].count(16) == 0
+    assert states(search)[0] is TrialState.COMPLETE
+
+
+# --- Limits
+
+
+def test_a_limit_reaches_the_sampler_as_a_constraint():
+    search = Search(make_space(WIDTHS, BASE), config(rtf_ratio=2.0, parameters=1000))
+    search.record(finish(search.propose(), val_loss=1.0, rtf_ratio=1.0, parameters=500))
+    search.record(finish(search.propose(), reason=Reason.RTF, rtf_ratio=3.0, parameters=500))
+    search.record(finish(search.propose(), reason=Reason.PARAMETERS))
+    assert [t.constraints for t in told(search)] == [
+        {"rtf_ratio": -0.5, "parameters": -0.5},
+        {"rtf_ratio": 0.5, "parameters": -0.5},
+        {"PARAMETERS": 1.0},
+    ]
+
+
+def test_tpe_keeps_away_from_what_is_infeasible():
+    """And is drawn nearer to what is less so: only the constraint's value tells it where."""
+    space = make_space({"train.learning_rate": {"low": 1e-3, "high": 1.0}}, BASE)
+    search = Search(space, config(rtf_ratio=0.1))
+    rates = []
+    for number in range(60):
+        candidate = search.propose()
+        rates.append(candidate["learning_rate"])
+        reason = Reason.RTF if rates[-1] > 0.1 else None
+        search.record(finish(candidate, number, reason=reason, val_loss=1.0, rtf_ratio=rates[-1]))
+    assert sum(rate > 0.1 for rate in rates[:15]) >= 8
+    assert sum(rate > 0.1 for rate in rates[-30:]) < 15
+
+
+@pytest.mark.parametrize(
+    ("limit", "reason", "detail"),
+    [
+        ("sweep.max_receptive_field_seconds = 0.05", Reason.RECEPTIVE_FIELD, "0.22 s"),
+        ("sweep.max_parameters = 2000", Reason.PARAMETERS, "2,446"),
+    ],
+)
+def test_what_closed_forms_rule_out_is_a_record_of_its_own(tmp_path, limit, reason, detail):
+    run_config = run_of({"DilatedConvStack.channels": (4, 8)}, limit)
+    data = load_facts(make_dataset(tmp_path / "data"))
+    trial = screen("s", run_config, Candidate.of({"channels": 8}), data)
+    assert trial.reason is reason
+    assert detail in trial.detail
+    assert trial.measurement.parameters == 2446
+    assert trial.provenance.gin_config == run_config.text_for(trial.candidate)
+    assert trial.provenance.dataset_fingerprint == data.fingerprint
+
+
+def test_what_is_within_the_limits_is_to_be_trained(tmp_path):
+    run_config = run_of({"DilatedConvStack.channels": (4, 8)}, "sweep.max_parameters = 2446")
+    data = load_facts(make_dataset(tmp_path / "data"))
+    assert screen("s", run_config, Candidate.of({"channels": 8}), data) is None
+
+
+def test_optuna_says_nothing(capfd, caplog):
+    run(Search(make_space(MIXED, BASE), config()), 20)
+    assert capfd.readouterr() == ("", "")
+    assert caplog.records == []
+    assert optuna.logging.get_verbosity() == optuna.logging.ERROR
