@@ -1,4 +1,4 @@
-"""The ledger: every finished trial of every sweep, in files that any machine may write or lose.
+"""The ledger: every finished trial of every sweep, as files on any storage that pyarrow knows.
 
 A storage location is a local folder, a network mount, or an object store (`s3://`, `gs://`):
 

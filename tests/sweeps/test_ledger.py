@@ -174,6 +174,17 @@ def compact_before_listing(moment, monkeypatch):
     monkeypatch.setattr(Location, "names", compact_and_list)
 
 
+def test_record_that_was_merged_comes_before_one_that_raced_it(ledger, monkeypatch):
+    ledger.append(trial(0))
+    ledger.append(trial(1, val_loss=1.0))
+    ledger.compact()
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "_merged_ids", lambda _: [])
+        assert ledger.append(trial(1, val_loss=2.0))
+    assert ledger.trials() == [trial(0), trial(1, val_loss=1.0)]
+    assert ledger.get(trial(1).id).metric("val_loss") == 1.0
+
+
 @pytest.mark.parametrize("moment", [1, 2, 3, 4])
 def test_reader_misses_nothing_when_records_move_while_it_lists(ledger, monkeypatch, moment):
     # Every compaction takes every record from wherever it is to the highest level.
@@ -326,6 +337,8 @@ def test_new_artifacts_take_the_place_of_the_old_ones(ledger, tmp_path):
         ledger.put_artifacts("abc", tmp_path / name)
     ledger.get_artifacts("abc", tmp_path / "target")
     assert [path.name for path in (tmp_path / "target").iterdir()] == ["new"]
+    stored = ledger.location.entries("tiny/models/abc")
+    assert sorted(info.is_file for info in stored) == [False, True]
 
 
 def test_half_stored_artifacts_are_not_seen(ledger, tmp_path, monkeypatch):
