@@ -3,18 +3,18 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
 from sweeps.objectives import Objective, metric
 from sweeps.pareto import ParetoFront
 from sweeps.trial import Status, Trial
 
-mpl.use("Agg")
-
 _FRONT, _OTHER, _MARK = "#0b6e8f", "#b9c2c8", "#d1495b"
+_TICKS = [m * 10.0**e for e in range(-6, 9) for m in (1, 1.5, 2, 3, 5, 7)]
+_NEAR = 0.045
+"""Share of the axes within which two labels would overlap."""
 
 
 def draw_front(
@@ -34,35 +34,33 @@ def draw_front(
       path: File to write.
       title: First line of the figure.
       knee: Member to point out.
-      baseline_id: Id of the trial that is the baseline, named where it is.
+      baseline_id: Id of the trial that is the baseline, pointed out too.
     """
     quality, cost = front.objectives[:2]
-    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    completed = [t for t in trials if t.status is Status.COMPLETED]
+    members = [t.id for t in front.members]
+    figure = Figure(figsize=(8.4, 5), dpi=150, layout="constrained")
     axes = figure.subplots()
-    others = [t for t in trials if t.status is Status.COMPLETED and t not in front.members]
-    axes.scatter(*_points(others, cost, quality), s=28, color=_OTHER, label="dominated", zorder=2)
-    x, y = _points(front.members, cost, quality)
-    axes.step(x, y, where="post", color=_FRONT, linewidth=1.2, alpha=0.7, zorder=3)
-    axes.scatter(x, y, s=48, color=_FRONT, label="Pareto front", zorder=4)
-    _scale(axes, cost, quality, x, y)
-    for trial in front.members:
-        _annotate(axes, trial, cost, quality, _label(trial), _FRONT, above=True)
-    if knee is not None:
-        kx, ky = _points([knee], cost, quality)
-        axes.scatter(
-            kx, ky, s=170, facecolors="none", edgecolors=_MARK, linewidths=1.6, zorder=5,
-            label="knee",
-        )  # fmt: skip
-    for trial in others:
-        if trial.id == baseline_id:
-            bx, by = _points([trial], cost, quality)
-            axes.scatter(bx, by, s=60, marker="D", color=_MARK, zorder=5, label="DDSP-CNN-Tiny")
+
+    def dots(chosen: Sequence[Trial], **style: object) -> None:
+        if chosen:
+            axes.scatter(*_points(chosen, cost, quality), **style)  # type: ignore[arg-type]
+
+    dots([t for t in completed if t.id not in members], s=28, color=_OTHER, label="dominated")
+    axes.step(*_points(front.members, cost, quality), where="post", color=_FRONT, alpha=0.6)
+    dots(front.members, s=48, color=_FRONT, zorder=3, label="Pareto front: id, parameters")
+    ring = {"facecolors": "none", "edgecolors": _MARK, "linewidths": 1.6, "zorder": 4}
+    baseline = [t for t in completed if t.id == baseline_id]
+    dots(baseline, s=150, marker="s", label="baseline, DDSP-CNN-Tiny", **ring)
+    dots([knee] if knee else [], s=170, label="knee", **ring)
+    _scale(axes, cost, _points(completed, cost, quality)[0])
+    _label(axes, front.members, cost, quality)
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     axes.set_xlabel(_axis_label(cost))
     axes.set_ylabel(_axis_label(quality))
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8.5, loc="upper right")
+    axes.legend(frameon=False, fontsize=8.5, loc="upper right", markerscale=0.6)
     figure.savefig(path)
 
 
@@ -74,39 +72,33 @@ def _points(
     return [c for c, _ in kept], [q for _, q in kept]
 
 
-def _scale(axes: Axes, cost: Objective, quality: Objective, x: list[float], y: list[float]) -> None:
-    if metric(cost.metric).spans_decades and all(value > 0 for value in x):
+def _scale(axes: Axes, cost: Objective, x: Sequence[float]) -> None:
+    if metric(cost.metric).spans_decades and min(x, default=0) > 0:
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_locator(FixedLocator(_TICKS))
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.margins(x=0.08, y=0.1)
+    axes.margins(x=0.12, y=0.12)
 
 
-def _annotate(
-    axes: Axes,
-    trial: Trial,
-    cost: Objective,
-    quality: Objective,
-    text: str,
-    color: str,
-    *,
-    above: bool,
-) -> None:
-    (x,), (y,) = _points([trial], cost, quality)
-    axes.annotate(
-        text, (x, y), xytext=(6, 6 if above else -12), textcoords="offset points",
-        fontsize=7.5, color=color, zorder=6,
-    )  # fmt: skip
-
-
-def _label(trial: Trial) -> str:
-    parameters = trial.measurement.parameters
-    return trial.id[:6] if parameters is None else f"{trial.id[:6]} · {parameters:,}"
+def _label(axes: Axes, members: Sequence[Trial], cost: Objective, quality: Objective) -> None:
+    """Names each member beside its dot; one that would run into its neighbour, below it."""
+    before = (-1.0, -1.0)
+    for trial in members:
+        (x,), (y,) = _points([trial], cost, quality)
+        place = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))
+        crowded = abs(place - before).max() < _NEAR
+        before = tuple(place)
+        parameters = trial.measurement.parameters
+        text = trial.id[:6] + ("" if parameters is None else f", {parameters:,}")
+        offset = (-4, -13) if crowded else (6, 5)
+        axes.annotate(
+            text, (x, y), xytext=offset, textcoords="offset points", fontsize=7.5, color=_FRONT,
+            ha="right" if crowded else "left",
+        )  # fmt: skip
 
 
 def _axis_label(objective: Objective) -> str:
     known = metric(objective.metric)
     unit = f" [{known.unit}]" if known.unit else ""
-    arrow = "lower is better" if objective.sign > 0 else "higher is better"
-    return f"{objective.metric}{unit}, {arrow}"
+    return f"{objective.metric}{unit}, {objective.goal.value} is better"

@@ -19,11 +19,13 @@ ID_DIGITS = 6
 _SHORT = {
     "channels": "ch",
     "layers_per_stack": "layers",
+    "stacks": "stacks",
     "kernel_size": "kernel",
     "dilation_base": "base",
     "parameters": "params",
     "x_real_time": "x real time",
 }
+"""Heads of columns that would be too wide; axes among these come first, in this order."""
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -54,7 +56,9 @@ def print_csv(records: Sequence[Mapping[str, Any]]) -> None:
 
 def front_columns(front: ParetoFront) -> list[str]:
     """Returns what a front's table shows: id, axes, size, objectives, speed, host."""
-    axes = dict.fromkeys(axis for trial in front.members for axis, _ in trial.candidate.values)
+    present = dict.fromkeys(axis for trial in front.members for axis, _ in trial.candidate.values)
+    axes = [axis for axis in _SHORT if axis in present]
+    axes += [axis for axis in present if axis not in axes]
     objectives = [o.metric for o in front.objectives]
     return [
         "trial",
