@@ -10,7 +10,8 @@ import os
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -73,11 +74,7 @@ def _prepare(options: argparse.Namespace) -> None:
     if options.demo:
         dataset = prepare_demo(options.out, **clip_format)
     else:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=_stderr_console(), transient=True) as progress:
-            task = progress.add_task("pitch and loudness", total=None)
+        with _counting("pitch and loudness") as counted:
             dataset = prepare(
                 options.audio_dir,
                 options.out,
@@ -87,9 +84,7 @@ def _prepare(options: argparse.Namespace) -> None:
                 f0_max_hz=options.f0_max,
                 validation_share=options.validation_share,
                 skip_broken=options.skip_broken,
-                on_progress=lambda done, total, _: progress.update(
-                    task, completed=done, total=total
-                ),
+                on_progress=lambda done, total, _: counted(done, total),
             )
     _describe(dataset)
     _say(f"next: sweeps launch --name NAME --data {options.out} --trials 16")
@@ -160,23 +155,27 @@ def _print_plan(run: "RunConfig", options: argparse.Namespace) -> None:
 
 def _status(options: argparse.Namespace) -> None:
     from sweeps.ledger import Ledger, list_sweeps
-    from sweeps.tables import STATUS_COLUMNS, print_json, print_table, status_row
+    from sweeps.tables import print_json, print_status, status_record
 
     names = [options.sweep] if options.sweep else list_sweeps(options.storage)
     ledgers = [Ledger.open(options.storage, name) for name in names]
     rows = [
-        status_row(ledger.name, ledger.trials(), ledger.facts.trials_asked, len(ledger.started()))
+        status_record(
+            ledger.name,
+            ledger.trials(),
+            asked=ledger.facts.trials_asked,
+            in_flight=len(ledger.started()),
+        )
         for ledger in ledgers
     ]
     if options.json:
-        keys = [column.replace(" ", "_") for column in STATUS_COLUMNS]
-        print_json([dict(zip(keys, row, strict=True)) for row in rows])
+        print_json(rows)
         return
     if not rows:
         _say(f"no sweeps in '{options.storage}'")
         _say("next: sweeps launch --name NAME --data DATASET --trials 16")
         return
-    print_table(STATUS_COLUMNS, rows)
+    print_status(rows)
     _say(f"next: sweeps front {names[0]}{_storage_flag(options)}")
 
 
@@ -275,6 +274,26 @@ def _demo(options: argparse.Namespace) -> None:
     from sweeps.demo import run_demo
 
     run_demo(options.out, trials=options.trials, console=_stderr_console())
+
+
+@contextmanager
+def _counting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Shows how much of something is done: a bar on a terminal, a line each tenth elsewhere."""
+    console = _stderr_console()
+    if not console.is_terminal:
+
+        def line(done: int, total: int) -> None:
+            if done * 10 // total > (done - 1) * 10 // total:
+                _say(f"{what}: {done} of {total}")
+
+        yield line
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def _stderr_console() -> "Console":

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import gin
 
 from sweeps.errors import nearest
+from sweeps.objectives import metric
 from sweeps.space import SearchSpace, make_space
 from sweeps.trial import Candidate
 from thesis.config import CONFIGS, ModelConfig, from_gin, stages_of
@@ -86,6 +87,10 @@ def _sweep(
             f"no sampler named {sampler!r}",
             hint=nearest(str(sampler), samplers, otherwise=f"choose from {', '.join(samplers)}"),
         )
+    if len(objectives) < 2:
+        raise ConfigError("a sweep trades two objectives or more", hint="see sweep.objectives")
+    for name in objectives:
+        metric(name)  # raises MetricError for a name that no record has
     limits = Limits(max_receptive_field_seconds, max_parameters, max_rtf_ratio)
     return SweepConfig(tuple(objectives), samplers[sampler], seed, limits)
 
@@ -133,6 +138,7 @@ def load_run(run_file: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
       ConfigError: A file or binding that gin or the models do not accept.
       SpaceError: A search space that cannot be read.
+      MetricError: An objective that no record has.
     """
     with _strictly():
         gin.clear_config()

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -138,21 +139,30 @@ def _provenance(trial: Trial) -> dict[str, Any]:
     }
 
 
-def status_row(name: str, trials: Sequence[Trial], asked: int, started: int) -> list[str]:
-    """Returns a sweep's line in `sweeps status`."""
-    counts = {status: sum(t.status is status for t in trials) for status in Status}
+def status_record(
+    name: str, trials: Sequence[Trial], *, asked: int, in_flight: int
+) -> dict[str, Any]:
+    """Returns where a sweep stands, with stable keys."""
+    counts = Counter(trial.status for trial in trials)
     losses = [t.measurement.val_loss for t in trials if t.status is Status.COMPLETED]
-    best = min((loss for loss in losses if loss is not None), default=None)
-    return [
-        name,
-        f"{len(trials)}/{asked}" if asked else str(len(trials)),
-        *(str(counts[status]) for status in Status),
-        str(started),
-        "" if best is None else f"{best:.3f}",
+    return {
+        "sweep": name,
+        "finished": len(trials),
+        "asked": asked,
+        **{status.value: counts[status] for status in Status},
+        "in_flight": in_flight,
+        "best_val_loss": min((loss for loss in losses if loss is not None), default=None),
+    }
+
+
+def print_status(records: Sequence[Mapping[str, Any]]) -> None:
+    """Prints where sweeps stand, a line each."""
+    columns = list(records[0])
+    rows = [
+        ["" if r[c] is None else r[c] if c == "sweep" else format_number(r[c]) for c in columns]
+        for r in records
     ]
-
-
-STATUS_COLUMNS = ["sweep", "finished", *(s.value for s in Status), "in flight", "best val_loss"]
+    print_table([column.replace("_", " ") for column in columns], rows)
 
 
 def _value(trial: Trial, name: str) -> str:

@@ -67,8 +67,8 @@ class Candidate:
 
     @cached_property
     def id(self) -> str:
-        """Ten hexadecimal digits: the SHA-256 of the canonical JSON of `values`."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()[:10]
+        """Twelve hexadecimal digits: the SHA-256 of the canonical JSON of `values`."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
 
     def to_json(self) -> str:
         """Returns the canonical JSON: one object, keys sorted, no spaces."""

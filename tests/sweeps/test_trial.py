@@ -30,7 +30,7 @@ def test_candidate_does_not_depend_on_the_order_of_its_axes(values):
 def test_candidate_id_is_the_hash_of_canonical_json():
     candidate = Candidate.of({"layers": 3, "channels": 8})
     digest = hashlib.sha256(b'{"channels":8,"layers":3}').hexdigest()
-    assert candidate.id == digest[:10]
+    assert candidate.id == digest[:12]
 
 
 def test_candidates_that_differ_in_one_value_have_different_ids():

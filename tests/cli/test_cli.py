@@ -1,0 +1,342 @@
+"""The command line: what it prints, how it ends, what it imports."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from sweeps.cli import main
+from sweeps.config import find_run, load_run
+from sweeps.ledger import Ledger, SweepFacts
+from sweeps.trial import Candidate, Measurement, Provenance, Reason, Trial
+
+QUERY = """
+import sys
+from sweeps.cli import main
+try:
+    status = main(sys.argv[1:])
+except SystemExit as leaving:
+    status = leaving.code
+heavy = {"tensorflow", "ray", "optuna", "librosa", "matplotlib"} & set(sys.modules)
+print("heavy:", sorted(heavy), file=sys.stderr)
+sys.exit(status)
+"""
+
+
+def trial(channels: int, loss: float, ratio: float, **extra: object) -> Trial:
+    return Trial(
+        "tiny",
+        Candidate.of({"channels": channels}),
+        Measurement(
+            val_loss=loss,
+            rtf=ratio * 3e-5,
+            rtf_ratio=ratio,
+            rtf_ratio_low=ratio - 0.01,
+            rtf_ratio_high=ratio + 0.01,
+            parameters=channels * 100,
+        ),
+        provenance=Provenance(host="here", host_fingerprint="h1", gin_config="# config"),
+        **extra,  # type: ignore[arg-type]
+    )
+
+
+FRONT = [trial(2, 10.0, 0.3), trial(4, 9.0, 0.5), trial(8, 8.0, 1.0)]
+DOMINATED = trial(16, 9.5, 2.0)
+FAILED = Trial("tiny", Candidate.of({"channels": 32}), reason=Reason.DIVERGED, detail="step 3")
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> str:
+    root = str(tmp_path / "runs")
+    facts = SweepFacts(
+        name="tiny",
+        gin_config=load_run(find_run("tiny")).text,
+        dataset_fingerprint="f",
+        objectives=("val_loss", "rtf_ratio"),
+        trials_asked=8,
+    )
+    ledger = Ledger.create(root, "tiny", facts)
+    for record in (*FRONT, DOMINATED, FAILED):
+        ledger.append(record)
+    return root
+
+
+def run(*arguments: str) -> int:
+    try:
+        return main(arguments)
+    except SystemExit as leaving:
+        return int(leaving.code or 0)
+
+
+def assert_one_error(capsys: pytest.CaptureFixture[str], *words: str) -> None:
+    """One error line, one hint, nothing on stdout."""
+    out, err = capsys.readouterr()
+    lines = err.strip().splitlines()
+    assert out == ""
+    assert [line.partition(":")[0] for line in lines] == ["error", "hint"], err
+    for word in words:
+        assert word in err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["front", "tiny", "--storage", "{storage}"]])
+def test_help_and_front_load_neither_tensorflow_nor_ray(storage: str, arguments: list[str]) -> None:
+    arguments = [a.format(storage=storage) for a in arguments]
+    done = subprocess.run(
+        [sys.executable, "-c", QUERY, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "heavy: []" in done.stderr
+    assert "sweeps" in done.stdout or "Pareto front of 'tiny'" in done.stdout
+
+
+def test_every_verb_has_help_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    run("--help")
+    verbs = [
+        line.split()[0]
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("    ") and not line.strip().startswith(("VERB", "sweeps"))
+    ]
+    assert len(verbs) >= 9
+    for verb in verbs:
+        assert run(verb, "--help") == 0
+        assert f"sweeps {verb}" in capsys.readouterr().out.partition("example:")[2]
+
+
+def test_front_lists_members_by_cost_and_counts_the_others(
+    storage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("front", "tiny", "--storage", storage) == 0
+    out, err = capsys.readouterr()
+    ids = [line.split()[0] for line in out.splitlines() if line[:6] in {t.id[:6] for t in FRONT}]
+    assert ids == [t.id[:6] for t in FRONT]
+    assert "3 of 5 finished trials" in out
+    assert "1 dominated" in out
+    assert "1 failed (loss became NaN or infinite)" in out
+    assert err.startswith("next: sweeps promote ")
+
+
+def test_front_as_json_has_stable_keys(storage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("front", "tiny", "--storage", storage, "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert set(document) == {"sweep", "objectives", "front", "finished", "dominated", "excluded"}
+    assert [record["id"] for record in document["front"]] == [t.id for t in FRONT]
+    assert {"val_loss", "rtf_ratio", "x_real_time", "axis_channels", "host"} <= set(
+        document["front"][0]
+    )
+    assert document["excluded"] == [
+        {"status": "failed", "why": "loss became NaN or infinite", "count": 1}
+    ]
+
+
+def test_front_as_csv_reads_back(storage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("front", "tiny", "--storage", storage, "--csv") == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [float(row["val_loss"]) for row in rows] == [10.0, 9.0, 8.0]
+
+
+def test_a_limit_leaves_out_and_says_so(storage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("front", "tiny", "--storage", storage, "--max", "rtf_ratio=0.6") == 0
+    out = capsys.readouterr().out
+    assert FRONT[2].id[:6] not in out
+    assert "rtf_ratio over 0.6" in out
+
+
+def test_front_takes_any_metrics(storage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--metrics", "val_loss", "parameters", "rtf_ratio")
+    assert run("front", "tiny", "--storage", storage, *arguments) == 0
+    assert "val_loss against parameters against rtf_ratio" in capsys.readouterr().out
+
+
+def test_front_draws_a_figure(
+    storage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figure = tmp_path / "front.png"
+    assert run("front", "tiny", "--storage", storage, "--figure", str(figure)) == 0
+    assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_front_without_members_is_no_error(
+    storage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("front", "tiny", "--storage", storage, "--max", "rtf_ratio=0.1") == 0
+    assert "0 of 5 finished trials" in capsys.readouterr().out
+
+
+def test_status_counts_each_outcome(storage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("status", "--storage", storage, "--json") == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["finished"], row["completed"], row["failed"]) == (5, 4, 1)
+    assert row["asked"] == 8
+    assert row["best_val_loss"] == 8.0
+
+
+def test_show_prints_the_reason_of_a_failure(
+    storage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("show", FAILED.id[:5], "--storage", storage) == 0
+    out = capsys.readouterr().out
+    assert "failed" in out
+    assert "step 3" in out
+
+
+def test_show_as_json_is_the_full_record(storage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("show", FRONT[0].id, "--storage", storage, "--json") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["gin_config"] == "# config"
+    assert record["axis_channels"] == 2
+
+
+def test_dry_run_prints_the_plan_and_starts_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    assert run("prepare", "--demo", "--out", str(data), "--clip-seconds", "1") == 0
+    capsys.readouterr()
+    storage = tmp_path / "runs"
+    arguments = ("--name", "n", "--data", str(data), "--trials", "3", "--storage", str(storage))
+    assert run("launch", *arguments, "--set", "CHANNELS=(4, 8)", "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "DilatedConvStack.channels" in out
+    assert "3 trials of 300 steps" in out
+    assert "train.batch_size" in out
+    assert not storage.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["front", "tny"], ["no sweep named 'tny'", "did you mean 'tiny'?"]),
+        (["front", "tiny", "--metrics", "val_los", "rtf"], ["val_los", "did you mean 'val_loss'"]),
+        (["front", "tiny", "--max", "rtf_ratio"], ["rtf_ratio", "METRIC=NUMBER"]),
+        (["show", "zzz"], ["no trial 'zzz'"]),
+        (["promote", "zzz", "--to", "out"], ["no trial 'zzz'"]),
+        (["promote", FAILED.id, "--to", "out"], ["failed", "sweeps front tiny"]),
+        (["status", "tny"], ["did you mean 'tiny'?"]),
+    ],
+)
+def test_unknown_names_are_one_error_with_the_nearest_as_hint(
+    storage: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    words: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(*arguments, "--storage", storage) == 1
+    assert_one_error(capsys, *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_nearly_right_trial_id_is_offered(
+    storage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = FRONT[0].id[:-1] + "z"
+    assert run("show", wrong, "--storage", storage) == 1
+    assert_one_error(capsys, f"did you mean '{FRONT[0].id}'?")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.step=3", ["train", "step"]),
+        ("foo.bar=3", ["foo"]),
+        ("STEP=3", ["did you mean 'STEPS'?"]),
+        ("CHANNELS=(0, 4)", ["'channels' holds 0", "between 1 and 1024"]),
+        ("sweep.sampler=tpp", ["did you mean 'tpe'?"]),
+        ("sweep.objectives=('val_los', 'rtf_ratio')", ["val_los", "did you mean 'val_loss'"]),
+        ("nonsense", ["key=value"]),
+    ],
+)
+def test_a_bad_setting_is_one_error_and_starts_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, words: list[str]
+) -> None:
+    storage = tmp_path / "runs"
+    arguments = ("--name", "n", "--data", "d", "--trials", "1", "--storage", str(storage))
+    assert run("launch", *arguments, "--set", override) == 1
+    assert_one_error(capsys, *words)
+    assert not storage.exists()
+
+
+def test_launching_without_a_dataset_is_one_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    arguments = ("--name", "n", "--trials", "1", "--storage", str(tmp_path / "runs"))
+    assert run("launch", *arguments, "--data", str(tmp_path / "empty")) == 1
+    assert_one_error(capsys, "no dataset at", "sweeps prepare")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_dataset_of_another_schema_version_is_one_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    assert run("prepare", "--demo", "--out", str(data), "--clip-seconds", "1") == 0
+    capsys.readouterr()
+    facts = json.loads((data / "dataset.json").read_text())
+    (data / "dataset.json").write_text(json.dumps(facts | {"schema_version": 99}))
+    arguments = ("--name", "n", "--trials", "1", "--storage", str(tmp_path / "runs"))
+    assert run("launch", *arguments, "--data", str(data)) == 1
+    assert_one_error(capsys, "schema version 99")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, ["no recording in"]),
+        (("notes.txt", b"hello"), ["no recording in"]),
+        (("a.wav", b""), ["a.wav"]),
+        (("a.wav", b"this is text, not sound"), ["a.wav"]),
+    ],
+)
+def test_a_folder_that_holds_no_sound_is_one_error(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    content: tuple[str, bytes] | None,
+    words: list[str],
+) -> None:
+    folder = tmp_path / "audio"
+    folder.mkdir()
+    if content:
+        (folder / content[0]).write_bytes(content[1])
+    assert run("prepare", str(folder), "--out", str(tmp_path / "out")) == 1
+    assert_one_error(capsys, *words)
+    assert [path.name for path in tmp_path.iterdir()] == ["audio"]
+
+
+def test_preparing_into_an_existing_folder_is_one_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "audio"
+    folder.mkdir()
+    soundfile.write(folder / "a.wav", np.zeros(16000), 16000)
+    assert run("prepare", str(folder), "--out", str(folder)) == 1
+    assert_one_error(capsys, "exists already")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["fron"], ["launch"], ["front", "x", "--json", "--csv"], ["prepare"]]
+)
+def test_wrong_usage_ends_with_two(
+    capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    assert run(*arguments) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_an_unexpected_error_ends_with_three(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr("sweeps.ledger.list_sweeps", broken)
+    assert run("status") == 3
+    assert "boom" in capsys.readouterr().err
