@@ -19,9 +19,10 @@ from pyarrow import fs
 
 from sweeps import ledger as ledger_module
 from sweeps.errors import LedgerError, SweepError, TrialError
-from sweeps.ledger import SCHEMA, Ledger, Location, SweepFacts, find_trial, list_sweeps
+from sweeps.ledger import SCHEMA, Ledger, SweepFacts, find_trial, list_sweeps
 from sweeps.objectives import Limit, objective
 from sweeps.pareto import pareto_front
+from sweeps.storage import Location
 from sweeps.trial import METRICS, SCHEMA_VERSION, Candidate, Measurement, Provenance, Reason, Trial
 
 OBJECTIVES = [objective("val_loss"), objective("rtf_ratio")]
