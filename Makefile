@@ -4,13 +4,14 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help install demo test check format lock clean
+.PHONY: help install demo test check format docs lock clean
 
 help:
 	@echo "make demo     install, then: demo data, a sweep, its Pareto front, a verified bundle"
 	@echo "make test     install, then run all tests"
 	@echo "make check    lint, types, import directions"
 	@echo "make format   reformat the code"
+	@echo "make docs     write docs/cli.md anew from --help"
 	@echo "make lock     resolve requirements.lock anew from pyproject.toml"
 
 install: $(INSTALLED)
@@ -37,6 +38,9 @@ check: install
 format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: install
+	$(BIN)/python docs/make_cli_reference.py
 
 lock: install
 	$(BIN)/uv pip compile pyproject.toml --group dev --python-version 3.11 --quiet \
