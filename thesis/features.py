@@ -227,7 +227,7 @@ def estimate_f0(
 
     pYIN (Mauch and Dixon 2014) finds the note on a grid of half semitones, then the peak of the
     normalised autocorrelation near it gives the pitch. A grid of a tenth of a semitone, librosa's
-    default, makes the Viterbi search 14 times slower and is still the less exact: it cannot undo
+    default, takes eleven times as long and is still the less exact: it cannot undo
     the smear of pYIN's long frame, which flattens a vibrato (`test_features.py` compares them).
 
     Through unvoiced frames f0 is interpolated (in log frequency) between the notes around them,
