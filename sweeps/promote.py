@@ -19,15 +19,15 @@ from thesis.bundle import (
     WEIGHTS_FILE,
     Controls,
     ModelBundle,
-    check_output,
     verify_bundle,
     write_bundle,
 )
 from thesis.config import DecoderConfig
 from thesis.controls import decoder_inputs
 from thesis.data import Clips, load_dataset
-from thesis.errors import ExportError
+from thesis.errors import BundleError, ExportError
 from thesis.export import MAX_ERROR
+from thesis.files import check_output
 from thesis.measure import RtfMeasurement, measure_rtf, processor
 from thesis.reference import decode
 from thesis.runtimes.onnx_runtime import Session
@@ -54,7 +54,7 @@ def promote(
       DatasetError: The dataset is gone, or is another one.
       ExportError: The stored decoder differs from its weights.
     """
-    check_output(out)
+    check_output(out, BundleError)
     ledger, trial = find_trial(storage, trial_id, sweep)
     if trial.status is not Status.COMPLETED:
         raise TrialError(

@@ -15,13 +15,9 @@
 Nothing in a bundle is pickled, and nothing is loaded before its checksum is right.
 """
 
-import hashlib
 import json
-import os
 import shutil
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +29,7 @@ import numpy.typing as npt
 from thesis.config import SynthConfig
 from thesis.controls import decoder_inputs, white_noise
 from thesis.errors import BundleError
+from thesis.files import sha256, written_whole
 from thesis.reference import synthesize
 from thesis.runtimes.onnx_runtime import Session
 
@@ -157,7 +154,7 @@ def write_bundle(
       BundleError: The path exists, cannot be written to, or an artefact is missing.
       ExportError: The decoder cannot be loaded.
     """
-    with _written_whole(path) as folder:
+    with written_whole(path, BundleError) as folder:
         for name in ARTIFACT_FILES:
             if not (artifacts / name).is_file():
                 raise BundleError(
@@ -176,7 +173,7 @@ def write_bundle(
         )
         (folder / TRIAL_FILE).write_text(json.dumps(trial, indent=2) + "\n")
         (folder / CARD_FILE).write_text(card)
-        sums = "".join(f"{_sha256(folder / name)}  {name}\n" for name in _ALL_FILES)
+        sums = "".join(f"{sha256(folder / name)}  {name}\n" for name in _ALL_FILES)
         (folder / CHECKSUMS_FILE).write_text(sums)
     return ModelBundle(path)
 
@@ -199,7 +196,7 @@ def load_bundle(path: Path) -> ModelBundle:
         file = path / name
         if name not in expected or not file.is_file():
             raise BundleError(f"'{path}' has no {name}", hint="promote the trial again")
-        if _sha256(file) != expected[name]:
+        if sha256(file) != expected[name]:
             raise BundleError(
                 f"{name} in '{path}' is not the file that was written",
                 hint="it was damaged or changed; promote the trial again",
@@ -239,40 +236,3 @@ def read_audio(path: Path) -> npt.NDArray[np.float32]:
 
     audio, _ = soundfile.read(path, dtype="float32")
     return np.asarray(audio, dtype=np.float32)
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def check_output(path: Path) -> None:
-    """Returns if a bundle can be written to this path, so that long work does not end in vain.
-
-    Raises:
-      BundleError: The path exists, or its folder cannot be written to.
-    """
-    if os.path.lexists(path):
-        raise BundleError(f"'{path}' exists already", hint="choose another folder, or remove it")
-    parent = next(p for p in path.absolute().parents if os.path.lexists(p))
-    if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
-        raise BundleError(
-            f"cannot write '{path}': '{parent}' is no folder that can be written to",
-            hint="choose another folder",
-        )
-
-
-@contextmanager
-def _written_whole(path: Path) -> Iterator[Path]:
-    """Yields a folder that becomes `path` when the block ends well, and is removed otherwise."""
-    check_output(path)
-    folder = path.absolute().with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        folder.mkdir(parents=True)
-        yield folder
-        folder.rename(path)
-    except OSError as error:
-        raise BundleError(
-            f"cannot write '{path}': {error.strerror}", hint="choose another folder for --to"
-        ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

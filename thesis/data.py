@@ -19,13 +19,8 @@ that opening it takes no time, and processes on one machine share one copy of it
 Frame t is centred on sample `t * hop_size` of its clip.
 """
 
-import hashlib
 import json
-import os
-import shutil
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -34,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thesis.errors import ConfigError, DatasetError
+from thesis.files import sha256, written_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -351,20 +347,6 @@ def _read_clips(path: Path, facts: DatasetFacts, split: Split) -> Clips:
 # --- Writing ------------------------------------------------------------------------------------
 
 
-def check_output(path: Path | str) -> None:
-    """Returns if a dataset can be written to this path, so that long work does not end in vain.
-
-    Raises:
-      DatasetError: The path exists already, or its folder cannot be written to.
-    """
-    path = Path(path)
-    if os.path.lexists(path):
-        raise DatasetError(f"'{path}' exists already", hint="choose another folder, or remove it")
-    parent = next(p for p in path.absolute().parents if os.path.lexists(p))
-    if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
-        raise _cannot_write(path, f"'{parent}' is no folder that can be written to")
-
-
 def write_dataset(
     path: Path | str,
     clips: Sequence[Clip],
@@ -397,9 +379,8 @@ def write_dataset(
       DatasetError: The path exists already or cannot be written to.
     """
     path = Path(path)
-    check_output(path)
     of_split = {split: [clip for clip in clips if clip.split == split] for split in SPLITS}
-    with _written_whole(path) as folder:
+    with written_whole(path, DatasetError) as folder:
         _write_clips(folder / CLIPS_FILE, of_split, clip_format)
         facts = DatasetFacts(
             **asdict(clip_format),
@@ -412,30 +393,10 @@ def write_dataset(
             n_train=len(of_split["train"]),
             n_validation=len(of_split["validation"]),
             statistics=_statistics(of_split["train"], total_seconds),
-            fingerprint=_sha256(folder / CLIPS_FILE),
+            fingerprint=sha256(folder / CLIPS_FILE),
         )
         (folder / FACTS_FILE).write_text(facts.to_json(), encoding="utf-8")
     return load_dataset(path)
-
-
-@contextmanager
-def _written_whole(path: Path) -> Iterator[Path]:
-    """Gives a folder beside `path` that becomes `path`, or disappears if the block raises."""
-    staging = path.absolute().parent / f".{path.absolute().name}.{uuid.uuid4().hex[:8]}"
-    try:
-        staging.mkdir(parents=True)
-        yield staging
-        staging.rename(path)
-    except OSError as error:
-        raise _cannot_write(path, error.strerror or str(error)) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _cannot_write(path: Path, why: str) -> DatasetError:
-    return DatasetError(
-        f"cannot write '{path}': {why}", hint="choose a folder that can be written to"
-    )
 
 
 def _schema(clip_format: ClipFormat) -> "pa.Schema":
@@ -494,11 +455,3 @@ def _statistics(clips: Sequence[Clip], total_seconds: float) -> Statistics:
         voiced_share=float(voiced.mean()),
         total_seconds=total_seconds,
     )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

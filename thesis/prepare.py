@@ -17,8 +17,8 @@ from typing import TypeAlias
 import numpy as np
 
 from thesis import demo_instrument
-from thesis.data import Clip, ClipFormat, Dataset, Split, check_output, write_dataset
-from thesis.errors import AudioError, ConfigError
+from thesis.data import Clip, ClipFormat, Dataset, Split, write_dataset
+from thesis.errors import AudioError, ConfigError, DatasetError
 from thesis.features import (
     Frames,
     Samples,
@@ -28,6 +28,7 @@ from thesis.features import (
     f0_frame_size,
     load_audio,
 )
+from thesis.files import check_output
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg")
 
@@ -95,7 +96,7 @@ def prepare(
     )
     _require(0 < validation_share < 1, "validation_share", validation_share, "between 0 and 1")
     _require(workers is None or workers >= 1, "workers", workers, "1 or more")
-    check_output(out)
+    check_output(out, DatasetError)
     found = find_recordings(audio_dir)
     analyse = partial(_analyse, Path(audio_dir), clip_format, skip_broken)
     analysed = []
@@ -154,7 +155,7 @@ def prepare_demo(
     )
     _require(n_train >= 1, "n_train", n_train, "1 or more")
     _require(n_validation >= 1, "n_validation", n_validation, "1 or more")
-    check_output(out)
+    check_output(out, DatasetError)
     phrases = demo_instrument.play(
         n_train + n_validation,
         seconds=clip_seconds,

@@ -17,12 +17,12 @@ from thesis.data import (
     Dataset,
     DatasetFacts,
     Split,
-    check_output,
     load_dataset,
     load_facts,
     write_dataset,
 )
 from thesis.errors import ConfigError, DatasetError
+from thesis.files import check_output
 
 FORMAT = ClipFormat(
     sample_rate=16_000,
@@ -264,13 +264,13 @@ def test_an_existing_output_is_refused_and_kept(tmp_path: Path) -> None:
 def test_an_output_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DatasetError, match="no folder that can be written to"):
-        check_output(tmp_path / "file" / "d")
+        check_output(tmp_path / "file" / "d", DatasetError)
 
 
 def test_a_read_only_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(DatasetError, match="no folder that can be written to"):
-        check_output(tmp_path / "d")
+        check_output(tmp_path / "d", DatasetError)
 
 
 @pytest.mark.parametrize("method", ["mkdir", "write_text", "rename"])
