@@ -54,10 +54,8 @@ class Synthesizer:
 
     def harmonic_amplitudes(self, outputs: Outputs, f0_hz: Any) -> Any:
         """Returns the amplitude of each harmonic, [batch, frames, n_harmonics]."""
-        number = tf.range(1, self.config.n_harmonics + 1, dtype=tf.float32)
-        below_nyquist = f0_hz[..., None] * number < self.sample_rate / 2
         distribution = exp_sigmoid(outputs.harmonic_distribution)
-        distribution *= tf.cast(below_nyquist, tf.float32)
+        distribution *= self._audible(tf.cast(f0_hz, tf.float64))
         total = tf.reduce_sum(distribution, axis=-1, keepdims=True)
         return distribution * (exp_sigmoid(outputs.amplitude) / tf.where(total == 0.0, 1e-7, total))
 
@@ -97,8 +95,17 @@ class Synthesizer:
         cycles = (before + within) / self.sample_rate
         cycles = tf.cast(cycles - tf.floor(cycles), tf.float32)[..., None]
         number = tf.range(1, self.config.n_harmonics + 1, dtype=tf.float32)
-        audible = tf.cast(f0_samples, tf.float32)[..., None] * number < self.sample_rate / 2
-        return tf.sin(2.0 * np.pi * cycles * number) * tf.cast(audible, tf.float32)
+        return tf.sin(2.0 * np.pi * cycles * number) * self._audible(f0_samples)
+
+    def _audible(self, f0_hz: Any) -> Any:
+        """Returns 1 for each harmonic below Nyquist and 0 for the others, [..., n_harmonics].
+
+        The limit is found in float64: in float32 the product of number and pitch rounds across it.
+        """
+        first_inaudible = tf.math.ceil(self.sample_rate / 2 / f0_hz)
+        number = tf.range(1, self.config.n_harmonics + 1, dtype=tf.float32)
+        below_nyquist = number < tf.cast(first_inaudible, tf.float32)[..., None]
+        return tf.cast(below_nyquist, tf.float32)
 
     def filtered_noise(self, noise_magnitudes: Any, noise: Any) -> Any:
         """Returns noise that is filtered frame by frame (Engel et al. 2020, section 3.3).
