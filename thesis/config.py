@@ -112,7 +112,8 @@ class DecoderConfig:
             inactive.add("expansion")
         if self.layers_per_stack == 1 or self.kernel_size == 1:
             inactive.add("dilation_base")
-        if self.kernel_size == 1:
+        if (self.kernel_size - 1) * max(self.dilations) <= 1:
+            # The only frame to pad goes before the others in either case.
             inactive.add("causal")
         return frozenset(inactive)
 
@@ -158,7 +159,7 @@ class SynthConfig:
 
     Attributes:
       n_harmonics: Sinusoids at multiples of f0, 1 to 200.
-      n_noise_bands: Bands of the noise filter from 0 Hz to Nyquist, 2 to 257.
+      n_noise_bands: Bands of the noise filter from 0 Hz to Nyquist, 3 to 257.
       reverb_seconds: Length of the impulse response, 0 to 4 s; 0 leaves the reverb out.
     """
 
@@ -169,7 +170,7 @@ class SynthConfig:
     def __post_init__(self) -> None:
         _check_types(self)
         _check_range(self, "n_harmonics", 1, 200)
-        _check_range(self, "n_noise_bands", 2, 257)
+        _check_range(self, "n_noise_bands", 3, 257)
         _check_range(self, "reverb_seconds", 0, 4)
 
     @property
