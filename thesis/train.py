@@ -23,18 +23,18 @@ VALIDATION_BATCH = 8
 
 
 class DivergedError(Exception):
-    """The loss stopped being a finite number."""
+    """The loss or its gradient stopped being a finite number."""
 
     def __init__(self, step: int, last_finite: float | None):
-        last = "there was no finite loss before" if last_finite is None else f"{last_finite:.4g}"
-        super().__init__(f"step {step}; last finite loss {last}")
+        last = "no finite loss" if last_finite is None else f"last finite loss {last_finite:.4g}"
+        super().__init__(f"step {step}; {last} before")
         self.step = step
         self.last_finite = last_finite
 
 
 @dataclass(frozen=True)
 class Report:
-    """How far training is: steps done and the mean loss since the last report."""
+    """How far training is: steps done and the mean loss of the last `REPORT_EVERY` steps."""
 
     step: int
     loss: float
@@ -55,10 +55,11 @@ def train(
       checkpoints: Folder for checkpoints; training resumes from the newest one in it.
 
     Yields:
-      A report every `REPORT_EVERY` steps and after the last one.
+      A report every `REPORT_EVERY` steps and after the last one, also when that one is in the
+      checkpoint.
 
     Raises:
-      DivergedError: The loss became NaN or infinite.
+      DivergedError: The loss or its gradient became NaN or infinite.
     """
     optimizer = tf_keras.optimizers.legacy.Adam(
         tf_keras.optimizers.schedules.ExponentialDecay(
@@ -67,12 +68,15 @@ def train(
     )
     variables = _trainable(model)
     done = tf.Variable(0, dtype=tf.int64)
-    manager = _checkpoint_manager(checkpoints, model=model, optimizer=optimizer, done=done)
+    recent = tf.Variable(np.full(REPORT_EVERY, np.nan))
+    state = {"model": model, "optimizer": optimizer, "done": done, "recent": recent}
+    manager = _checkpoint_manager(checkpoints, **state)
     if manager and manager.latest_checkpoint:
         manager.checkpoint.restore(manager.latest_checkpoint)
+        if done == config.steps:
+            yield Report(int(done), _mean(recent))
     loss_of = _training_loss(model.synthesizer)
     batches = _Batches(clips, config, model.synthesizer)
-    recent: list[float] = []
     for step in range(int(done), config.steps):
         batch = batches[step]
         with tf.GradientTape() as tape:
@@ -80,17 +84,17 @@ def train(
             # As a tensor: a variable would have the graph traced anew for every model.
             response = tf.convert_to_tensor(model.impulse_response)
             loss = loss_of(outputs, response, batch.f0_hz, batch.audio, batch.seed)
-        gradients, _ = tf.clip_by_global_norm(tape.gradient(loss, variables), config.clip_norm)
+        gradients, norm = tf.clip_by_global_norm(tape.gradient(loss, variables), config.clip_norm)
         value = float(loss)
-        if not math.isfinite(value):
-            raise DivergedError(step + 1, recent[-1] if recent else None)
+        if not (math.isfinite(value) and math.isfinite(norm)):
+            raise DivergedError(step + 1, float(recent[-1]) if step else None)
         optimizer.apply_gradients(zip(gradients, variables, strict=True))
-        recent.append(value)
+        recent.assign([*recent.numpy()[1:], value])
         done.assign(step + 1)
         if manager and (step + 1) % config.checkpoint_every == 0:
             manager.save()
         if (step + 1) % REPORT_EVERY == 0 or step + 1 == config.steps:
-            yield Report(step + 1, float(np.mean(recent[-REPORT_EVERY:])))
+            yield Report(step + 1, _mean(recent))
 
 
 def validation_loss(
@@ -125,6 +129,10 @@ def validation_loss(
         )
         losses.extend(batch.numpy()[present])
     return float(np.mean(losses))
+
+
+def _mean(recent: Any) -> float:
+    return float(np.nanmean(recent.numpy()))
 
 
 def _trainable(model: Model) -> list[Any]:
