@@ -1,0 +1,66 @@
+"""Shared by all tests: how hypothesis draws a decoder, and a dataset that is made in a second."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from thesis.config import DecoderConfig
+from thesis.prepare import prepare_demo
+
+REAL_DATA = Path(__file__).parents[1].parent / "shared" / "data"
+
+# Speed is a matter for benchmarks: on a busy machine any example may take its time.
+settings.register_profile("project", deadline=None)
+settings.load_profile("project")
+
+# `st.from_type(DecoderConfig)` draws small decoders of every kind. One channel is left out: a norm
+# over a single channel is a constant.
+st.register_type_strategy(
+    DecoderConfig,
+    st.builds(
+        DecoderConfig,
+        channels=st.integers(2, 6),
+        layers_per_stack=st.integers(1, 3),
+        stacks=st.integers(1, 2),
+        kernel_size=st.integers(1, 5),
+        dilation_base=st.integers(1, 3),
+        block=st.sampled_from(["plain", "inverted_bottleneck"]),
+        expansion=st.integers(1, 3),
+        causal=st.booleans(),
+        norm=st.sampled_from(["none", "frame"]),
+    ),
+)
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory):
+    """Five clips of half a second of the synthetic string: three to train on, two to validate."""
+    folder = tmp_path_factory.mktemp("data") / "strings"
+    return prepare_demo(folder, n_train=3, n_validation=2, clip_seconds=0.5)
+
+
+@pytest.fixture
+def violin():
+    """The folder of violin clips with what the thesis's models made of them."""
+    folder = REAL_DATA / "violin"
+    if not folder.is_dir():
+        pytest.skip("the real recordings are not at hand: no shared/data beside the checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def weights_of():
+    """A function: weights by name for a plan, as after training, no scale or shift still new."""
+
+    def weights_of(blocks, seed=0):
+        rng = np.random.default_rng(seed)
+        shapes = {k: v for b in blocks for c in b.convs for k, v in c.weight_shapes.items()}
+        return {
+            name: rng.normal(float(name.endswith("/scale")), 0.5, shape).astype(np.float32)
+            for name, shape in shapes.items()
+        }
+
+    return weights_of

@@ -1,0 +1,140 @@
+"""What can be configured: the published model sizes, and one line for what cannot be."""
+
+import dataclasses
+import math
+import pickle
+
+import gin
+import pytest
+
+from thesis.config import (
+    CONFIGS,
+    REFERENCE_DECODER,
+    DecoderConfig,
+    MeasureConfig,
+    ModelConfig,
+    SynthConfig,
+    TrainConfig,
+    from_gin,
+    stages_of,
+)
+from thesis.errors import BundleError, ConfigError, ExportError, UserError
+
+FIELDS = [(stage, f) for stage, config in CONFIGS.items() for f in dataclasses.fields(config)]
+NUMBERS = [(stage, f.name) for stage, f in FIELDS if f.type in (int, float)]
+
+
+@pytest.fixture
+def clean_gin():
+    gin.clear_config()
+    yield
+    gin.clear_config()
+
+
+def assert_one_line_with_hint(error):
+    assert error.message
+    assert error.hint
+    assert "\n" not in error.message + error.hint
+
+
+@pytest.mark.parametrize(("channels", "count"), [(8, 2_446), (16, 7_070), (128, 313_726)])
+def test_the_thesis_models_have_their_published_parameter_counts(channels, count):
+    assert SynthConfig().n_outputs == 126
+    assert DecoderConfig(channels=channels).parameter_count(126) == count
+
+
+def test_the_reference_is_ddsp_cnn_tiny():
+    tiny = DecoderConfig(8, 3, 2, 3, 3, block="plain", causal=True, norm="frame")
+    assert tiny == REFERENCE_DECODER
+    assert REFERENCE_DECODER.parameter_count(SynthConfig().n_outputs) < 2_500
+    assert REFERENCE_DECODER.dilations == (1, 3, 9, 1, 3, 9)
+    assert REFERENCE_DECODER.receptive_field_frames == 55
+
+
+@pytest.mark.parametrize(("seconds", "taps"), [(1.0, 16_000), (0, 0), (0.25, 4_000)])
+def test_reverb_taps_follow_from_the_sample_rate(seconds, taps):
+    assert SynthConfig(reverb_seconds=seconds).reverb_length(16_000) == taps
+
+
+@pytest.mark.parametrize(("stage", "name"), NUMBERS)
+@pytest.mark.parametrize("value", [-1, 10**10])
+def test_a_number_outside_its_range_is_refused_in_one_line(stage, name, value):
+    with pytest.raises(ConfigError, match=rf"^{stage}\.{name} = .* outside its range") as caught:
+        CONFIGS[stage](**{name: value})
+    assert name in caught.value.hint
+    assert_one_line_with_hint(caught.value)
+
+
+def test_nan_is_outside_every_range():
+    with pytest.raises(ConfigError, match="learning_rate = nan is outside its range"):
+        TrainConfig(learning_rate=math.nan)
+
+
+@pytest.mark.parametrize(("stage", "field"), FIELDS, ids=lambda v: getattr(v, "name", v))
+@pytest.mark.parametrize("value", [None, "8", [8]], ids=["none", "text", "list"])
+def test_a_value_of_another_type_is_refused_in_one_line(stage, field, value):
+    with pytest.raises(ConfigError, match=rf"^{stage}\.{field.name} = ") as caught:
+        CONFIGS[stage](**{field.name: value})
+    assert field.name in caught.value.hint
+    assert_one_line_with_hint(caught.value)
+
+
+@pytest.mark.parametrize(("stage", "name"), NUMBERS)
+def test_true_is_no_number(stage, name):
+    with pytest.raises(ConfigError, match="wrong type"):
+        CONFIGS[stage](**{name: True})
+
+
+def test_a_whole_number_may_stand_for_any_number():
+    assert SynthConfig(reverb_seconds=1) == SynthConfig(reverb_seconds=1.0)
+
+
+def test_a_fraction_may_not_stand_for_a_whole_number():
+    with pytest.raises(ConfigError, match=r"channels = 8\.0 has the wrong type"):
+        DecoderConfig(channels=8.0)
+
+
+def test_a_configuration_is_the_sum_of_its_stages():
+    config = ModelConfig(
+        DecoderConfig(channels=3), SynthConfig(n_harmonics=4), TrainConfig(steps=5), MeasureConfig()
+    )
+    assert list(stages_of(config)) == list(CONFIGS)
+    assert ModelConfig.of_stages(stages_of(config)) == config
+
+
+def test_bindings_reach_every_stage(clean_gin):
+    gin.parse_config(
+        """
+        DilatedConvStack.channels = 5
+        Synth.n_harmonics = 7
+        train.steps = 11
+        measure.min_calls = 13
+        """
+    )
+    config = from_gin()
+    assert config.decoder == DecoderConfig(channels=5)
+    assert config.synth == SynthConfig(n_harmonics=7)
+    assert config.train == TrainConfig(steps=11)
+    assert config.measure == MeasureConfig(min_calls=13)
+
+
+def test_without_bindings_everything_has_its_default(clean_gin):
+    gin.parse_config("DilatedConvStack.channels = 5")
+    gin.clear_config()
+    assert from_gin() == ModelConfig(DecoderConfig(), SynthConfig(), TrainConfig(), MeasureConfig())
+
+
+def test_the_dataclasses_themselves_know_nothing_of_gin(clean_gin):
+    gin.parse_config("DilatedConvStack.channels = 5")
+    assert DecoderConfig().channels == 8
+
+
+@pytest.mark.parametrize("kind", [UserError, ConfigError, ExportError, BundleError])
+def test_an_error_keeps_its_hint_on_the_way_to_another_process(kind):
+    error = pickle.loads(pickle.dumps(kind("what is wrong", hint="what to do")))
+    assert type(error) is kind
+    assert (error.message, error.hint, str(error)) == (
+        "what is wrong",
+        "what to do",
+        "what is wrong",
+    )

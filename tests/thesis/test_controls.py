@@ -1,0 +1,64 @@
+"""What goes into a decoder: as ddsp scales it, and the same noise for everyone."""
+
+import numpy as np
+import pytest
+
+from thesis.config import SynthConfig
+from thesis.controls import Outputs, decoder_inputs, white_noise
+
+
+def test_inputs_are_scaled_as_ddsp_scales_them():
+    from thesis._ddsp import ddsp
+
+    f0_hz = np.geomspace(20, 8000, 50).astype(np.float32)
+    loudness_db = np.linspace(-80, 0, 50).astype(np.float32)
+    inputs = decoder_inputs(f0_hz, loudness_db)
+    assert inputs.shape == (50, 2)
+    assert inputs.dtype == np.float32
+    loudness_scaled = loudness_db / ddsp.spectral_ops.DB_RANGE + 1
+    f0_scaled = ddsp.core.hz_to_midi(f0_hz) / ddsp.spectral_ops.F0_RANGE
+    np.testing.assert_allclose(inputs[:, 0], loudness_scaled, atol=1e-6)
+    np.testing.assert_allclose(inputs[:, 1], f0_scaled, atol=1e-6)
+
+
+def test_a440_is_note_69_and_loudness_runs_from_0_to_1():
+    inputs = decoder_inputs(np.array([440.0, 880.0]), np.array([-80.0, 0.0]))
+    np.testing.assert_allclose(inputs * [1, 127], [[0, 69], [1, 81]], atol=1e-5)
+
+
+@pytest.mark.parametrize("f0_hz", [0.0, -1.0])
+def test_no_pitch_is_note_zero(f0_hz):
+    assert decoder_inputs(np.array([f0_hz]), np.array([-40.0])).tolist() == [[0.5, 0.0]]
+
+
+def test_a_batch_is_its_clips():
+    rng = np.random.default_rng(0)
+    f0_hz, loudness_db = rng.uniform(50, 500, (3, 7)), rng.uniform(-80, 0, (3, 7))
+    batch = decoder_inputs(f0_hz, loudness_db)
+    for i in range(3):
+        np.testing.assert_array_equal(batch[i], decoder_inputs(f0_hz[i], loudness_db[i]))
+
+
+def test_noise_is_uniform_and_follows_the_seed():
+    noise = white_noise(1, 2, 50_000)
+    assert noise.shape == (2, 50_000)
+    assert noise.dtype == np.float32
+    assert -1 <= noise.min() < -0.999
+    assert 0.999 < noise.max() < 1
+    np.testing.assert_allclose(noise.mean(), 0, atol=0.01)
+    np.testing.assert_allclose(noise.var(), 1 / 3, atol=0.01)
+    np.testing.assert_array_equal(noise, white_noise(1, 2, 50_000))
+    assert (noise != white_noise(2, 2, 50_000)).mean() > 0.99
+
+
+def test_one_clip_has_the_noise_of_the_first_of_many():
+    np.testing.assert_array_equal(white_noise(0, 1, 64)[0], white_noise(0, 3, 64)[0])
+
+
+def test_outputs_are_split_in_order_and_nothing_is_left():
+    synth = SynthConfig(n_harmonics=3, n_noise_bands=5)
+    outputs = np.arange(2 * synth.n_outputs).reshape(2, synth.n_outputs)
+    split = Outputs.split(outputs, synth)
+    parts = [split.amplitude, split.harmonic_distribution, split.noise_magnitudes]
+    assert [part.shape for part in parts] == [(2, 1), (2, 3), (2, 5)]
+    np.testing.assert_array_equal(np.concatenate(parts, axis=-1), outputs)

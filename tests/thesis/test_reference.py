@@ -1,0 +1,181 @@
+"""The float64 twins: against loops that follow the definitions, and tones known in closed form."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from thesis import reference
+from thesis.config import DecoderConfig, SynthConfig
+from thesis.controls import Outputs
+
+RATE = 16_000
+
+
+def decode_frame_by_frame(inputs, weights, config):
+    """The decoder with a loop for every index."""
+    x = [[float(v) for v in frame] for frame in inputs]
+    for block in config.blocks(len(weights["output/bias"])):
+        y = x
+        for conv in block.convs:
+            y = [convolved(y, t, conv, weights, config.causal) for t in range(len(y))]
+        x = [list(map(sum, zip(a, b, strict=True))) for a, b in zip(x, y, strict=True)] if (
+            block.residual
+        ) else y  # fmt: skip
+    return np.array(x)
+
+
+def convolved(x, t, conv, weights, causal):
+    kernel = weights[f"{conv.name}/kernel"].astype(float)
+    reach = (conv.kernel_size - 1) * conv.dilation
+    first = t - reach if causal else t - (reach - reach // 2)
+    y = [0.0] * conv.ch_out
+    for tap in range(conv.kernel_size):
+        at = first + tap * conv.dilation
+        if not 0 <= at < len(x):
+            continue
+        for out in range(conv.ch_out):
+            if conv.depthwise:
+                y[out] += x[at][out] * kernel[tap, 0, out]
+            else:
+                y[out] += sum(x[at][c] * kernel[tap, c, out] for c in range(conv.ch_in))
+    if conv.norm:
+        mean = sum(y) / len(y)
+        variance = sum((v - mean) ** 2 for v in y) / len(y)
+        y = [(v - mean) / math.sqrt(variance + 1e-5) for v in y]
+        scale, shift = (weights[f"{conv.name}/{name}"] for name in ("scale", "shift"))
+        y = [v * float(a) + float(b) for v, a, b in zip(y, scale, shift, strict=True)]
+    else:
+        y = [v + float(b) for v, b in zip(y, weights[f"{conv.name}/bias"], strict=True)]
+    return [min(max(v, 0.0), 6.0) for v in y] if conv.relu6 else y
+
+
+@settings(max_examples=20)
+@given(config=st.from_type(DecoderConfig), n_frames=st.integers(1, 20), seed=st.integers(0, 99))
+def test_decode_follows_its_definition_frame_by_frame(weights_of, config, n_frames, seed):
+    weights = weights_of(config.blocks(4), seed)
+    inputs = np.random.default_rng(seed).normal(size=(n_frames, 2))
+    expected = decode_frame_by_frame(inputs, weights, config)
+    np.testing.assert_allclose(reference.decode(inputs, weights, config), expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("x", [-30.0, -1.0, 0.0, 0.7, 5.0])
+def test_exp_sigmoid_follows_its_definition(x):
+    expected = 2 * (1 / (1 + math.exp(-x))) ** math.log(10) + 1e-7
+    assert reference.exp_sigmoid(np.array(x)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_steady_pitch_is_a_sum_of_sines():
+    amplitudes = np.tile([0.5, 0.25, 0.125], (20, 1))
+    audio = reference.harmonic(amplitudes, np.full(20, 440.0), sample_rate=RATE, hop_size=64)
+    t = np.arange(1, 20 * 64 + 1) / RATE  # the phase has moved on by the first sample
+    expected = sum(0.5**k * np.sin(2 * np.pi * 440 * k * t) for k in (1, 2, 3))
+    np.testing.assert_allclose(audio, expected, atol=1e-9)
+
+
+def test_after_a_minute_the_phase_is_still_exact():
+    amplitudes, f0_hz = np.ones((60, 1)), np.full(60, 441.3)
+    audio = reference.harmonic(amplitudes, f0_hz, sample_rate=RATE, hop_size=RATE)
+    t = np.arange(59 * RATE, 60 * RATE) + 1
+    expected = np.sin(2 * np.pi * 441.3 * t / RATE)
+    np.testing.assert_allclose(audio[59 * RATE :], expected, atol=1e-5)
+
+
+def harmonic_sample_by_sample(amplitudes, f0_hz, hop_size):
+    n_frames, n_harmonics = amplitudes.shape
+    audio, cycles = [], 0.0
+    for n in range(n_frames * hop_size):
+        t, h = divmod(n, hop_size)
+        ahead = min(t + 1, n_frames - 1)
+        f0 = f0_hz[t] + (f0_hz[ahead] - f0_hz[t]) * h / hop_size
+        w = math.sin(math.pi * h / hop_size / 2) ** 2
+        cycles += f0 / RATE
+        sample = 0.0
+        for k in range(1, n_harmonics + 1):
+            if k * f0 < RATE / 2:
+                a = amplitudes[t, k - 1] * (1 - w) + amplitudes[ahead, k - 1] * w
+                sample += a * math.sin(2 * math.pi * k * cycles)
+        audio.append(sample)
+    return np.array(audio)
+
+
+@pytest.mark.parametrize("n_frames", [1, 2, 9])
+@pytest.mark.parametrize("hop_size", [1, 7, 32])
+def test_harmonic_follows_its_definition_sample_by_sample(n_frames, hop_size):
+    rng = np.random.default_rng(n_frames)
+    amplitudes, f0_hz = rng.random((n_frames, 5)), rng.uniform(0, 4000, n_frames)
+    audio = reference.harmonic(amplitudes, f0_hz, sample_rate=RATE, hop_size=hop_size)
+    expected = harmonic_sample_by_sample(amplitudes, f0_hz, hop_size)
+    np.testing.assert_allclose(audio, expected, atol=1e-9)
+
+
+def test_harmonics_above_nyquist_are_silent_and_the_rest_share_the_amplitude():
+    outputs = Outputs(np.full((2, 1), 3.0), np.zeros((2, 4)), np.zeros((2, 3)))
+    f0_hz = np.array([2500.0, 9000.0])  # 3 x 2,500 < 8,000 < 4 x 2,500
+    amplitudes = reference.harmonic_amplitudes(outputs, f0_hz, RATE)
+    total = reference.exp_sigmoid(np.array(3.0))
+    np.testing.assert_allclose(amplitudes[0], [total / 3] * 3 + [0])
+    assert not amplitudes[1].any()
+
+
+def test_noise_filters_are_symmetric_about_their_delay():
+    raw = np.random.default_rng(0).normal(size=(3, 9))
+    responses = reference.noise_impulse_responses(raw)
+    assert responses.shape == (3, 16)
+    assert not responses[:, 0].any()
+    np.testing.assert_allclose(responses[:, 1:], responses[:, :0:-1], atol=1e-15)
+
+
+def test_a_flat_noise_filter_delays_by_less_than_the_filter_and_keeps_the_noise():
+    raw = np.full((10, 9), 50.0)  # exp_sigmoid(50 - 5) = 2
+    noise = np.random.default_rng(0).uniform(-1, 1, 10 * 32)
+    audio = reference.filtered_noise(raw, noise)
+    # ddsp takes out one sample less than the delay of the filter's centre.
+    delay = 16 // 2 - ((16 - 1) // 2 - 1)
+    np.testing.assert_allclose(audio[delay:], 2 * noise[:-delay], atol=1e-6)
+
+
+@pytest.mark.parametrize("hop_size", [5, 32])
+def test_filtered_noise_follows_its_definition(hop_size):
+    rng = np.random.default_rng(0)
+    raw, noise = rng.normal(size=(6, 9)) + 5, rng.uniform(-1, 1, 6 * hop_size)
+    responses = reference.noise_impulse_responses(raw)
+    expected = np.zeros(noise.size)
+    for n in range(noise.size):
+        for i in range(responses.shape[1]):
+            at = n + 6 - i  # group delay (16 - 1) // 2 - 1
+            if 0 <= at < noise.size:
+                expected[n] += noise[at] * responses[at // hop_size, i]
+    np.testing.assert_allclose(reference.filtered_noise(raw, noise), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("taps", [1, 2, 30, 400])
+def test_reverb_is_the_dry_signal_and_its_convolution(taps):
+    rng = np.random.default_rng(0)
+    audio, response = rng.normal(size=100), rng.normal(size=taps)
+    expected = audio.copy()
+    for n in range(100):
+        for i in range(1, min(taps, n + 1)):  # the first tap is the dry signal's place
+            expected[n] += response[i] * audio[n - i]
+    np.testing.assert_allclose(reference.reverb(audio, response), expected, atol=1e-10)
+
+
+def test_without_a_response_there_is_no_reverb():
+    audio = np.arange(5.0)
+    np.testing.assert_array_equal(reference.reverb(audio, np.empty(0)), audio)
+
+
+def test_synthesize_is_reverb_of_harmonics_and_noise():
+    config = SynthConfig(n_harmonics=4, n_noise_bands=5)
+    rng = np.random.default_rng(0)
+    outputs, f0_hz = rng.normal(size=(7, config.n_outputs)), rng.uniform(100, 3000, 7)
+    noise, response = rng.uniform(-1, 1, 7 * 16 + 3), rng.normal(size=40)
+    rates = {"sample_rate": RATE, "hop_size": 16}
+    audio = reference.synthesize(outputs, f0_hz, noise, response, config=config, **rates)
+    split = Outputs.split(outputs, config)
+    amplitudes = reference.harmonic_amplitudes(split, f0_hz, RATE)
+    dry = harmonic_sample_by_sample(amplitudes, f0_hz, 16)
+    dry += reference.filtered_noise(split.noise_magnitudes, noise[:112])
+    np.testing.assert_allclose(audio, reference.reverb(dry, response), atol=1e-9)

@@ -1,0 +1,274 @@
+"""Training: resumable without a trace, repeatable, and each clip in its turn."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from thesis import reference
+from thesis import train as stage
+from thesis.config import TrainConfig
+from thesis.controls import decoder_inputs, white_noise
+from thesis.data import Clips
+from thesis.train import DivergedError, train, validation_loss
+
+
+@pytest.fixture
+def clips(dataset):
+    return dataset.clips("train")
+
+
+@pytest.fixture
+def every_step(monkeypatch):
+    """Reports the loss of each step."""
+    monkeypatch.setattr(stage, "REPORT_EVERY", 1)
+
+
+def losses(running):
+    return [report.loss for report in running]
+
+
+def ramps(n_clips, n_frames=40, hop_size=4):
+    """Clips whose frames and samples say where they come from: clip * 1000 + frame."""
+    f0_hz = (1000 * np.arange(n_clips)[:, None] + np.arange(n_frames)).astype(np.float32)
+    audio = np.repeat(f0_hz, hop_size, axis=1)
+    ids = tuple(map(str, range(n_clips)))
+    return Clips(audio, f0_hz, f0_hz, f0_hz, ids, ids)
+
+
+def batches(clips, config, small, *, hop_size=4, sample_rate=400):
+    from thesis.synthesis import Synthesizer
+
+    return stage._Batches(clips, config, Synthesizer(small.synth, sample_rate, hop_size))
+
+
+# --- The run ---
+
+
+def test_the_loss_falls(make_model, clips, small):
+    reports = list(train(make_model(), clips, replace(small.train, steps=40)))
+    assert [report.step for report in reports] == [10, 20, 30, 40]
+    assert reports[-1].loss < 0.8 * reports[0].loss
+
+
+def test_reports_are_means_and_the_last_step_reports(make_model, clips, small, monkeypatch):
+    config = replace(small.train, steps=7)
+    monkeypatch.setattr(stage, "REPORT_EVERY", 1)
+    each = losses(train(make_model(), clips, config))
+    monkeypatch.setattr(stage, "REPORT_EVERY", 3)
+    reports = list(train(make_model(), clips, config))
+    assert [report.step for report in reports] == [3, 6, 7]
+    means = [np.mean(each[:3]), np.mean(each[3:6]), np.mean(each[4:])]
+    np.testing.assert_allclose([report.loss for report in reports], means, rtol=1e-6)
+
+
+@pytest.mark.parametrize("interrupted_at", [4, 5])
+def test_a_resumed_run_continues_as_if_it_had_never_stopped(
+    make_model, clips, small, every_step, tmp_path, interrupted_at
+):
+    whole = make_model()
+    expected = losses(train(whole, clips, small.train))
+    assert len(set(expected)) == 6
+
+    running = train(make_model(), clips, small.train, checkpoints=tmp_path)
+    for _ in range(interrupted_at):
+        next(running)
+    running.close()
+
+    # Other weights, to show that none survives.
+    resumed = make_model(seed=9)
+    reports = list(train(resumed, clips, small.train, checkpoints=tmp_path))
+    assert [report.step for report in reports] == [5, 6]
+    np.testing.assert_allclose(losses(reports), expected[4:], rtol=1e-6)
+    for name, weight in whole.decoder.named_weights().items():
+        np.testing.assert_allclose(resumed.decoder.weights[name], weight, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(resumed.impulse_response, whole.impulse_response, atol=1e-9)
+
+
+def test_reports_do_not_tell_where_a_run_was_interrupted(
+    make_model, clips, small, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(stage, "REPORT_EVERY", 3)
+    expected = list(train(make_model(), clips, small.train))
+    running = train(make_model(), clips, small.train, checkpoints=tmp_path)
+    assert next(running) == expected[0]
+    running.close()  # after step 3; the checkpoint is that of step 2
+    resumed = list(train(make_model(), clips, small.train, checkpoints=tmp_path))
+    assert [report.step for report in resumed] == [3, 6]
+    np.testing.assert_allclose(losses(resumed), losses(expected), rtol=1e-6)
+
+
+def test_a_run_that_was_complete_reports_and_is_not_trained_further(
+    make_model, clips, small, tmp_path
+):
+    model = make_model()
+    reports = list(train(model, clips, small.train, checkpoints=tmp_path))
+    again = make_model(seed=9)
+    assert list(train(again, clips, small.train, checkpoints=tmp_path)) == reports
+    for name, weight in model.decoder.named_weights().items():
+        np.testing.assert_array_equal(again.decoder.weights[name], weight)
+
+
+def test_only_the_newest_checkpoint_is_kept(make_model, clips, small, tmp_path):
+    list(train(make_model(), clips, small.train, checkpoints=tmp_path))
+    assert {path.name.split(".")[0] for path in tmp_path.iterdir()} == {"checkpoint", "step-3"}
+
+
+def test_the_same_seed_gives_the_same_curve_and_another_seed_another(
+    make_model, clips, small, every_step
+):
+    first = losses(train(make_model(), clips, small.train))
+    assert losses(train(make_model(), clips, small.train)) == pytest.approx(first, rel=1e-6)
+    other = losses(train(make_model(), clips, replace(small.train, seed=1)))
+    assert other != pytest.approx(first, rel=1e-3)
+
+
+def test_the_second_model_does_not_trace_the_loss_again(make_model, clips, small):
+    config = replace(small.train, steps=1)
+    model = make_model()
+    list(train(model, clips, config))
+    loss = stage._training_loss(model.synthesizer)
+    traced = loss.experimental_get_tracing_count()
+    other = make_model(channels=7, layers_per_stack=1, block="inverted_bottleneck", norm="none")
+    list(train(other, clips, config))
+    assert loss.experimental_get_tracing_count() == traced == 1
+
+
+def test_a_model_without_reverb_is_trained(dataset, small, rates):
+    from thesis.build import build
+
+    config = replace(small, synth=replace(small.synth, reverb_seconds=0.0))
+    model = build(config, **rates)
+    before = model.decoder.named_weights()
+    list(train(model, dataset.clips("train"), replace(small.train, steps=1)))
+    assert model.impulse_response.shape == (0,)
+    assert (before["output/bias"] != model.decoder.named_weights()["output/bias"]).any()
+
+
+def test_decoder_and_reverb_are_both_trained(make_model, clips, small):
+    model = make_model()
+    before, reverb = model.decoder.named_weights(), model.impulse_response.numpy()
+    list(train(model, clips, replace(small.train, steps=1)))
+    after = model.decoder.named_weights()
+    assert all((before[name] != after[name]).any() for name in before)
+    assert (reverb != model.impulse_response.numpy()).any()
+
+
+# --- Divergence ---
+
+
+def test_a_loss_that_becomes_nan_says_when_and_what_it_was(make_model, clips, small, every_step):
+    model = make_model()
+    running = train(model, clips, small.train)
+    last = [next(running), next(running)][-1]
+    model.decoder.weights["output/bias"].assign_add(np.full(18, np.nan))
+    with pytest.raises(DivergedError, match=r"^step 3; last finite loss [\d.]+ before$") as caught:
+        next(running)
+    assert (caught.value.step, caught.value.last_finite) == (3, last.loss)
+
+
+def test_a_loss_that_never_was_finite_says_so(make_model, clips, small):
+    broken = replace(clips, audio=np.full_like(clips.audio, np.nan))
+    with pytest.raises(DivergedError, match=r"^step 1; no finite loss before$"):
+        next(train(make_model(), broken, small.train))
+
+
+def test_a_gradient_that_is_not_finite_does_not_reach_the_weights(
+    make_model, clips, small, monkeypatch
+):
+    from thesis._ddsp import tf
+
+    monkeypatch.setattr(
+        stage, "_training_loss", lambda _: lambda outputs, *_: tf.sqrt(tf.reduce_sum(0 * outputs))
+    )
+    model = make_model()
+    with pytest.raises(DivergedError, match="step 1"):
+        next(train(model, clips, replace(small.train, steps=1)))
+    assert all(np.isfinite(weight).all() for weight in model.decoder.named_weights().values())
+
+
+# --- Batches ---
+
+
+@given(
+    n_clips=st.integers(1, 9),
+    batch_size=st.integers(1, 12),
+    seed=st.integers(0, 99),
+    epochs=st.integers(1, 4),
+)
+def test_an_epoch_sees_each_clip_once(small, n_clips, batch_size, seed, epochs):
+    config = TrainConfig(batch_size=batch_size, seed=seed)
+    steps = -(-n_clips * epochs // batch_size)
+    of = batches(ramps(n_clips), config, small)
+    seen = [int(f0 // 1000) for step in range(steps) for f0 in of[step].f0_hz.numpy()[:, 0]]
+    assert len(seen) == steps * batch_size
+    for start in range(0, n_clips * epochs, n_clips):
+        assert Counter(seen[start : start + n_clips]) == Counter(range(n_clips))
+
+
+def test_epochs_are_ordered_differently(small):
+    of = batches(ramps(20), TrainConfig(batch_size=20), small)
+    first, second = of[0].f0_hz.numpy()[:, 0], of[1].f0_hz.numpy()[:, 0]
+    assert sorted(first) == sorted(second)
+    assert first.tolist() != second.tolist()
+
+
+@given(step=st.integers(0, 1000), crop_frames=st.integers(1, 60))
+def test_a_crop_holds_the_same_moment_of_everything(small, step, crop_frames):
+    config = TrainConfig(batch_size=3, crop_seconds=crop_frames / 100)
+    batch = batches(ramps(5), config, small)[step]
+    f0_hz, audio = batch.f0_hz.numpy(), batch.audio.numpy()
+    n_frames = min(crop_frames, 40)
+    assert f0_hz.shape == (3, n_frames)
+    np.testing.assert_array_equal(np.diff(f0_hz, axis=1), 1)
+    np.testing.assert_array_equal(audio, np.repeat(f0_hz, 4, axis=1))
+    np.testing.assert_array_equal(batch.inputs, decoder_inputs(f0_hz, f0_hz))
+
+
+def test_crops_begin_anywhere_from_the_first_frame_to_the_last_possible(small):
+    of = batches(ramps(1), TrainConfig(batch_size=50, crop_seconds=0.35), small)
+    starts = np.concatenate([of[step].f0_hz.numpy()[:, 0] for step in range(4)])
+    assert set(starts) == set(range(6))
+
+
+def test_steps_have_noise_of_their_own(small):
+    of = batches(ramps(2), TrainConfig(seed=5), small)
+    assert of[3].seed.numpy().tolist() == [5, 3]
+
+
+# --- Validation ---
+
+
+def expected_loss(model, clips, outputs_of, spectral_loss_of, rates, seed=0):
+    noise = white_noise(seed, *clips.audio.shape)
+    each = []
+    for i in range(len(clips)):
+        outputs = outputs_of(decoder_inputs(clips.f0_hz[i], clips.loudness_db[i])[None])[0]
+        response = model.impulse_response.numpy()
+        config = model.synthesizer.config
+        audio = reference.synthesize(
+            outputs, clips.f0_hz[i], noise[i], response, config=config, **rates
+        )
+        each.append(spectral_loss_of(clips.audio[i], audio))
+    return np.mean(each)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 8])
+def test_the_validation_loss_is_the_mean_over_clips_of_the_decoder_that_is_judged(
+    make_model, dataset, spectral_loss_of, rates, batch, monkeypatch
+):
+    monkeypatch.setattr(stage, "VALIDATION_BATCH", batch)
+    model, clips = make_model(), dataset.clips("train")
+    assert len(clips) == 3
+
+    def judged(inputs):
+        assert inputs.shape == (1, 125, 2)
+        return 1.5 * model.decoder(inputs).numpy()
+
+    loss = validation_loss(model, clips, judged, seed=7)
+    expected = expected_loss(model, clips, judged, spectral_loss_of, rates, seed=7)
+    assert loss == pytest.approx(expected, rel=1e-4)
+    assert validation_loss(model, clips, judged, seed=7) == loss
