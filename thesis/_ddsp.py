@@ -12,6 +12,9 @@ import warnings
 
 import gin
 
+THREADS_VARIABLE = "SWEEPS_THREADS"
+"""Environment variable with the number of threads that TensorFlow may use; unset for all."""
+
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -42,4 +45,9 @@ with warnings.catch_warnings(), gin.unlock_config():
     import tensorflow as tf
     import tf_keras
 
-__all__ = ["ddsp", "tf", "tf_keras"]
+if threads := int(os.environ.get(THREADS_VARIABLE, "0")):
+    # Concurrent trials on one machine would otherwise each take all of its cores.
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+
+__all__ = ["THREADS_VARIABLE", "ddsp", "tf", "tf_keras"]
