@@ -1,5 +1,6 @@
 """A small model and its training: one synthesiser, so that one trace serves all tests."""
 
+import numpy as np
 import pytest
 
 from thesis.config import DecoderConfig, MeasureConfig, ModelConfig, SynthConfig, TrainConfig
@@ -44,7 +45,6 @@ def make_model(small, rates):
 @pytest.fixture(scope="session")
 def spectral_loss_of():
     """A function: the multi-scale spectral loss by its definition, in float64, frame by frame."""
-    import numpy as np
 
     def magnitudes(audio, size):
         hop = size // 4
@@ -64,3 +64,51 @@ def spectral_loss_of():
         return loss
 
     return spectral_loss_of
+
+
+@pytest.fixture(scope="session")
+def export(weights_of, rates):
+    """A function: an exported decoder with weights as after training, and those weights."""
+    from thesis.export import decoder_onnx
+
+    def export(decoder, synth, seed=0):
+        weights = weights_of(decoder.blocks(synth.n_outputs), seed)
+        return decoder_onnx(decoder, synth, weights, **rates), weights
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def artifacts(tmp_path_factory, small, export, rates):
+    """What a finished trial keeps: decoder, reverb, weights and configuration."""
+    from thesis import bundle
+
+    folder = tmp_path_factory.mktemp("artifacts")
+    decoder, weights = export(small.decoder, small.synth)
+    rng = np.random.default_rng(0)
+    response = rng.normal(0, 0.01, small.synth.reverb_length(rates["sample_rate"]))
+    (folder / bundle.DECODER_FILE).write_bytes(decoder)
+    (folder / bundle.CONFIG_FILE).write_text("train.steps = 6\n")
+    np.savez(folder / bundle.WEIGHTS_FILE, **weights)
+    bundle.write_audio(folder / bundle.REVERB_FILE, response, rates["sample_rate"])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def write_small_bundle(artifacts, dataset):
+    """A function: writes the bundle of a small model, with a clip of the dataset, to a path."""
+    from thesis.bundle import Controls, write_bundle
+
+    clips = dataset.clips("validation")
+
+    def write_small_bundle(path, folder=artifacts):
+        return write_bundle(
+            path,
+            folder,
+            trial={"id": "3fa91c", "val_loss": 10.5, "detail": None},
+            card="# A model\n",
+            clip=clips.audio[0],
+            controls=Controls(clips.f0_hz[0], clips.loudness_db[0]),
+        )
+
+    return write_small_bundle
