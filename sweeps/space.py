@@ -56,15 +56,20 @@ class Range:
 
     def sample(self, rng: random.Random) -> AxisValue:
         """Returns a number from the range, uniform in its logarithm when `log` is set."""
+        # A whole number stands for all that rounds to it, or the two ends would be drawn less.
+        margin = 0.5 if self.integer else 0.0
+        low, high = self.low - margin, self.high + margin
         if self.log:
-            value = math.exp(rng.uniform(math.log(self.low), math.log(self.high)))
+            value = math.exp(rng.uniform(math.log(low), math.log(high)))
         else:
-            value = rng.uniform(self.low, self.high)
-        value = min(max(value, self.low), self.high)
-        return round(value) if self.integer else value
+            value = rng.uniform(low, high)
+        return min(max(round(value) if self.integer else value, self.low), self.high)
 
     def __contains__(self, value: object) -> bool:
-        return isinstance(value, int | float) and self.low <= value <= self.high
+        number = isinstance(value, int if self.integer else int | float)
+        return (
+            number and not isinstance(value, bool) and self.low <= cast(float, value) <= self.high
+        )
 
     def __str__(self) -> str:
         return f"{self.low:g} to {self.high:g}" + (", log" if self.log else "")
@@ -151,7 +156,9 @@ class SearchSpace:
             return None
         names = [a.name for a in self.axes]
         grid = itertools.product(*(cast(Choice, d).values for d in domains))
-        return iter(dict.fromkeys(self.candidate(dict(zip(names, point, strict=True))) for point in grid))
+        return iter(
+            dict.fromkeys(self.candidate(dict(zip(names, point, strict=True))) for point in grid)
+        )
 
     def bindings(self, candidate: Candidate) -> list[str]:
         """Returns the gin bindings that make a configuration this candidate's."""
