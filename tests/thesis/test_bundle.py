@@ -213,7 +213,7 @@ def test_a_rendering_that_the_model_does_not_make_is_found(path, change):
     write_audio(path / RENDERING_FILE, change(read_audio(path / RENDERING_FILE)), 16_000)
     sign_again(path)
     load_bundle(path)
-    with pytest.raises(BundleError, match="the rendering of .* differs by") as caught:
+    with pytest.raises(BundleError, match=r"the rendering of .* differs by") as caught:
         verify_bundle(path)
     assert_one_line_with_hint(caught.value)
 
@@ -319,7 +319,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_left(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(stage, function, full)
-    with pytest.raises(BundleError, match="cannot write .*: No space left") as caught:
+    with pytest.raises(BundleError, match=r"cannot write .*: No space left") as caught:
         write_small_bundle(tmp_path / "out")
     assert_one_line_with_hint(caught.value)
     assert names_in(tmp_path) == []

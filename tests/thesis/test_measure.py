@@ -179,8 +179,8 @@ def test_a_measurement_is_whole_and_in_order(export, small):
     found = measure_rtf(model, 0.5, small.measure)
     assert all(getattr(found, f.name) not in (None, "") for f in fields(found))
     assert 0 < found.rtf_ratio_low <= found.rtf_ratio <= found.rtf_ratio_high
-    assert 0 < found.rtf
-    assert 0 < found.reference_rtf
+    assert found.rtf > 0
+    assert found.reference_rtf > 0
     assert 0 < found.p50_seconds <= found.p95_seconds <= found.p99_seconds
     assert small.measure.min_calls <= found.calls <= small.measure.max_calls
     assert found.host_fingerprint == host_fingerprint()
@@ -219,15 +219,15 @@ def test_measuring_is_pinned_to_one_core_which_is_let_go_afterwards(fake_session
     assert os.sched_getaffinity(0) == allowed
 
 
-def interrupted():
-    raise KeyboardInterrupt
-
-
-def test_a_core_is_let_go_after_an_error_too():
-    allowed = os.sched_getaffinity(0)
-    with pytest.raises(KeyboardInterrupt), pinned_to_one_core():
+def test_a_core_is_let_go_after_an_error_too(fake_sessions, small):
+    def interrupted():
         assert len(os.sched_getaffinity(0)) == 1
-        interrupted()
+        raise KeyboardInterrupt
+
+    allowed = os.sched_getaffinity(0)
+    fake_sessions(interrupted, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        measure_rtf(b"candidate", 1.0, small.measure)
     assert os.sched_getaffinity(0) == allowed
 
 

@@ -1,0 +1,84 @@
+"""What a candidate costs before it is trained, and which limit it breaks first."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sweeps.config import Limits
+from sweeps.feasibility import broken_limit, closed_form_metrics
+from sweeps.trial import Measurement, Reason, Status
+from thesis.config import (
+    REFERENCE_DECODER,
+    DecoderConfig,
+    MeasureConfig,
+    ModelConfig,
+    SynthConfig,
+    TrainConfig,
+)
+
+TINY = ModelConfig(REFERENCE_DECODER, SynthConfig(), TrainConfig(), MeasureConfig())
+
+
+def test_ddsp_cnn_tiny_costs_what_the_thesis_says():
+    assert closed_form_metrics(TINY, sample_rate=16_000, hop_size=64) == {
+        "parameters": 2_446,
+        "parameters_with_reverb": 18_446,
+        "macs_per_frame": 3 * 2 * 8 + 6 * 3 * 8 * 8 + 8 * 126,
+        "receptive_field_frames": 55,
+        "receptive_field_seconds": 0.22,
+    }
+
+
+@given(
+    decoder=st.from_type(DecoderConfig),
+    sample_rate=st.sampled_from([8000, 16_000, 44_100]),
+    hop_size=st.sampled_from([32, 64, 100]),
+)
+def test_every_closed_form_is_a_column_and_seconds_are_frames(decoder, sample_rate, hop_size):
+    config = replace(TINY, decoder=decoder)
+    metrics = closed_form_metrics(config, sample_rate=sample_rate, hop_size=hop_size)
+    measurement = Measurement(**metrics)
+    frames = measurement.receptive_field_seconds * sample_rate / hop_size
+    assert frames == pytest.approx(measurement.receptive_field_frames)
+    taps = measurement.parameters_with_reverb - measurement.parameters
+    assert taps == sample_rate
+
+
+MEASURED = Measurement(receptive_field_seconds=1.0, parameters=2446, rtf_ratio=1.5)
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason", "words"),
+    [
+        (Limits(0.5), Reason.RECEPTIVE_FIELD, "receptive_field_seconds is 1 s, the limit 0.5 s"),
+        (Limits(None, 2000), Reason.PARAMETERS, "parameters is 2,446, the limit 2,000"),
+        (Limits(rtf_ratio=1.2), Reason.RTF, "rtf_ratio is 1.5 x reference, the limit 1.2 x"),
+        (Limits(0.5, 2000, 1.2), Reason.RECEPTIVE_FIELD, "receptive_field_seconds"),
+    ],
+)
+def test_a_broken_limit_is_a_reason_and_says_by_how_much(limits, reason, words):
+    broken = broken_limit(MEASURED, limits)
+    assert broken is not None
+    assert broken[0] is reason
+    assert broken[0].status is Status.INFEASIBLE
+    assert words in broken[1]
+
+
+@pytest.mark.parametrize(
+    ("measurement", "limits"),
+    [
+        (MEASURED, Limits()),
+        (MEASURED, Limits(1.0, 2446, 1.5)),
+        (Measurement(), Limits(0.1, 1, 0.1)),
+        (Measurement(parameters=0), Limits(parameters=0)),
+    ],
+    ids=["no-limit", "on-the-limit", "not-measured-yet", "zero"],
+)
+def test_nothing_is_broken(measurement, limits):
+    assert broken_limit(measurement, limits) is None
+
+
+def test_a_limit_of_zero_is_a_limit():
+    assert broken_limit(Measurement(parameters=1), Limits(parameters=0)) is not None
