@@ -15,10 +15,13 @@ import math
 import os
 import platform
 import shutil
+import signal
+import socket
 import tempfile
+import threading
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +41,7 @@ from sweeps.evaluate import Measure, Progress, Task
 from sweeps.ledger import Ledger, SweepFacts
 from sweeps.progress import (
     Listener,
+    Stopping,
     SweepBegan,
     TrialAdvanced,
     TrialBegan,
@@ -150,7 +154,6 @@ def launch(
         objectives=run.sweep.objectives,
         dataset_path=dataset,
         trials_asked=trials,
-        created_at=time.time(),
     )
     ledger = Ledger.create(storage, name, facts)
     finished = ledger.trials()
@@ -405,6 +408,7 @@ class _Driver:
       recorded: Trials recorded in this launch.
       exhausted: Nothing is left to try.
       failure: What ends the launch: an error that every trial would meet.
+      interrupted: The user ends the launch.
     """
 
     def __init__(
@@ -421,6 +425,7 @@ class _Driver:
         self.recorded: list[Trial] = []
         self.exhausted = False
         self.failure: UserError | None = None
+        self.interrupted = False
         self._data = data
         self._search = search
         self._missing = missing
@@ -433,10 +438,15 @@ class _Driver:
         return (object, ())
 
     @property
+    def stopped(self) -> bool:
+        """Whether even what runs is to end."""
+        return self.interrupted or self.failure is not None
+
+    @property
     def complete(self) -> bool:
         """Whether no other candidate is to be started."""
         enough = len(self.recorded) + len(self._running) >= self._missing
-        return enough or self.exhausted or self.failure is not None
+        return enough or self.exhausted or self.stopped
 
     def next_candidate(self) -> Candidate | None:
         """Returns what to evaluate next; None while there is no free slot, or when `complete`."""
@@ -475,6 +485,10 @@ class _Driver:
         """A worker met something that every trial would meet."""
         self.failure = self.failure or error
 
+    def interrupt(self) -> None:
+        """The user ends the launch. May be called from a signal handler."""
+        self.interrupted = True
+
     def crashed(self, candidate: Candidate, error: Exception | None) -> None:
         """Workers died of a candidate until it was given up."""
         memory = isinstance(error, OutOfMemoryError) or "OOM" in str(error)
@@ -485,7 +499,7 @@ class _Driver:
 
     def waited(self) -> None:
         """Some time has passed."""
-        self._on_event(Waited())
+        self._on_event(Stopping() if self.interrupted else Waited())
 
     def _record(self, trial: Trial) -> None:
         try:
@@ -557,8 +571,8 @@ class _Watcher(tune.Callback):
         self._driver.waited()
 
 
-class _StopOnFailure(tune.Stopper):
-    """Ends the run when the driver has met an error that every trial would meet."""
+class _Stopper(tune.Stopper):
+    """Ends the run when the driver says so."""
 
     def __init__(self, driver: _Driver) -> None:
         self._driver = driver
@@ -567,7 +581,7 @@ class _StopOnFailure(tune.Stopper):
         return False
 
     def stop_all(self) -> bool:
-        return self._driver.failure is not None
+        return self._driver.stopped
 
 
 def _candidate(trial: RayTrial) -> Candidate:
@@ -582,14 +596,38 @@ def _run(driver: _Driver, address: str | None, cpus_per_trial: float, scratch: P
       UserError: What every trial would meet.
     """
     try:
-        with _cluster(address, scratch):
+        with _first_interrupt(driver.interrupt), _cluster(address, scratch):
             _check_fits(cpus_per_trial)
             _tune(driver, cpus_per_trial, scratch)
     except KeyboardInterrupt:
-        return True
+        driver.interrupt()
     if driver.failure is not None:
         raise driver.failure
-    return False
+    return driver.interrupted
+
+
+@contextmanager
+def _first_interrupt(stop: Callable[[], None]) -> Iterator[None]:
+    """Calls `stop` at the first Ctrl-C; the second one is a KeyboardInterrupt as ever.
+
+    Does nothing in another thread than the main one, where signals cannot be handled, and where
+    the shell has interrupts ignored, as it does for jobs in the background.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or before is signal.SIG_IGN:
+        yield
+        return
+
+    def handle(number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        stop()
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _check_fits(cpus_per_trial: float) -> None:
@@ -612,7 +650,7 @@ def _tune(driver: _Driver, cpus_per_trial: float, scratch: Path) -> None:
         reuse_actors=True,
         max_failures=RETRIES,
         raise_on_failed_trial=False,
-        stop=_StopOnFailure(driver),
+        stop=_Stopper(driver),
         callbacks=[_Watcher(driver)],
         trial_dirname_creator=lambda trial: trial.trial_id,
         verbose=0,
@@ -627,8 +665,8 @@ _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-    # A KeyboardInterrupt is all that an interrupt needs: nothing of Tune's is worth saving.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # Nothing of Tune's own state is worth saving.
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
     # The driver itself holds back what no slot is free for.
     "TUNE_MAX_PENDING_TRIALS_PG": "1000",
@@ -653,11 +691,15 @@ def _cluster(address: str | None, scratch: Path) -> Iterator[None]:
 
 
 def _connect(address: str) -> None:
+    host, _, port = address.rpartition(":")
     try:
+        if port.isdigit():  # Ray itself would try for two minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise SweepError(
-            f"no Ray cluster at '{address}'", hint="'ray status' on its head node tells the address"
+            f"no Ray cluster at '{address}'",
+            hint="give host:port as 'ray status' shows it, on a machine of the cluster; or 'auto'",
         ) from error
 
 

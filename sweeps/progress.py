@@ -74,7 +74,12 @@ class Waited:
     """Some time has passed. Comes a few times a second, whatever else happens."""
 
 
-Event = SweepBegan | TrialBegan | TrialAdvanced | TrialRetried | TrialEnded | Waited
+@dataclass(frozen=True)
+class Stopping:
+    """As `Waited`, after the user has interrupted the launch and before it has ended."""
+
+
+Event = SweepBegan | TrialBegan | TrialAdvanced | TrialRetried | TrialEnded | Waited | Stopping
 
 Listener = Callable[[Event], None]
 
@@ -95,6 +100,7 @@ class _Tally:
         self.trials: list[Trial] = []
         self.asked = 0
         self.running: dict[Candidate, Stage | None] = {}
+        self.stopping = False
 
     def add(self, event: Event) -> None:
         match event:
@@ -112,6 +118,8 @@ class _Tally:
                 self.trials.append(trial)
                 self._here += 1
                 self._front = _front_size(self.trials, self._objectives)
+            case Stopping():
+                self.stopping = True
 
     @property
     def done(self) -> str:
@@ -126,6 +134,8 @@ class _Tally:
 
     def standing(self) -> str:
         """Returns the state of the search: 'front 4 · best val_loss 10.71 · 2 failed'."""
+        if self.stopping:
+            return "stopping; what is not finished is kept for the next launch"
         parts = [f"front {self._front}"] if self._front else []
         parts += [f"best {best}" for best in _best(self.trials, self._objectives[:1])]
         for status in (Status.FAILED, Status.INFEASIBLE, Status.PRUNED):

@@ -18,6 +18,12 @@ from pathlib import Path
 MARK = "SWEEPS_CLUSTER"
 """Environment variable by which the processes of a cluster are told from all others."""
 
+_IN_ORDER = "the driver has stopped its cluster"
+
+_WATCH_SECONDS = 3.0
+"""How long after a driver's death processes are looked for. One that is being started shows no
+environment for a moment."""
+
 
 @contextmanager
 def reaping(cluster: str) -> Iterator[None]:
@@ -36,7 +42,7 @@ def reaping(cluster: str) -> Iterator[None]:
         yield
     finally:
         del os.environ[MARK]
-        reaper.communicate()
+        reaper.communicate(_IN_ORDER.encode())
 
 
 def members(cluster: str) -> list[int]:
@@ -52,8 +58,9 @@ def members(cluster: str) -> list[int]:
 
 def main(cluster: str) -> None:
     """Waits for the end of stdin, then kills the cluster's processes, and what they still start."""
-    sys.stdin.read()
-    while found := members(cluster):
+    in_order = sys.stdin.read() == _IN_ORDER
+    watch_until = time.monotonic() + (0 if in_order else _WATCH_SECONDS)
+    while (found := members(cluster)) or time.monotonic() < watch_until:
         for process in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)

@@ -1,0 +1,149 @@
+"""A driver that is killed loses nothing: real processes, and an evaluator that takes a second.
+
+What is launched is `command`; all else holds for any evaluator and any command line.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sweeps.ledger import Ledger
+from sweeps.trial import Status
+from tests.sweeps.fakes import evaluator, make_dataset
+
+TRIALS = 8
+MARK = "SWEEPS_TEST_CONTINUE"
+
+DRIVER = """
+import sys
+from sweeps.launch import launch
+from sweeps.progress import SweepProgress
+from tests.sweeps.fakes import run_of
+
+dataset, storage, evaluator, trials = sys.argv[1:]
+run = run_of({"DilatedConvStack.channels": tuple(range(1, 41))})
+with SweepProgress() as show:
+    report = launch("killed", run, dataset=dataset, trials=int(trials), storage=storage,
+                    evaluator=evaluator, on_event=show)
+print(report.summary())
+sys.exit(130 if report.interrupted else 0)
+"""
+
+
+def command(dataset: str, storage: Path) -> list[str]:
+    """Starts the sweep 'killed', and continues it."""
+    arguments = [dataset, str(storage), evaluator("slow"), str(TRIALS)]
+    return [sys.executable, "-W", "error", "-c", DRIVER, *arguments]
+
+
+class Sweep:
+    """What a sweep's folder holds, as other processes see it."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def records(self):
+        """Every record's bytes and time of writing, by trial id."""
+        files = (self.folder / "trials").glob("[!_]*.parquet")
+        return {f.stem: (f.read_bytes(), f.stat().st_mtime_ns) for f in files}
+
+    def started(self):
+        return {f.stem for f in (self.folder / "started").glob("[!_]*.json")}
+
+    def in_training(self):
+        """Candidates that have a checkpoint."""
+        return {f.parent.name for f in (self.folder / "work").glob("*/step")}
+
+
+def processes(mark):
+    """Running processes that descend from the marked one, itself included."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (process / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue  # gone, or another user's
+        if f"{MARK}={mark}".encode() in environment:
+            found.append(int(process.name))
+    return found
+
+
+def wait_until(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def driver(tmp_path):
+    """Starts the same launch again and again."""
+    dataset, storage, mark = make_dataset(tmp_path / "data"), tmp_path / "sweeps", str(tmp_path)
+
+    def driver():
+        return subprocess.Popen(
+            command(dataset, storage),
+            env={**os.environ, MARK: mark},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    yield driver
+    for process in processes(mark):
+        os.kill(process, signal.SIGKILL)
+
+
+@pytest.mark.timeout(180)
+def test_a_killed_and_an_interrupted_sweep_continue_where_they_were(driver, tmp_path):
+    sweep = Sweep(tmp_path / "sweeps" / "killed")
+
+    killed = driver()
+    wait_until(lambda: len(sweep.records()) >= 2 and sweep.in_training())
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    wait_until(lambda: not processes(tmp_path), seconds=20)
+    at_kill, in_flight = sweep.records(), sweep.started()
+    assert 2 <= len(at_kill) < TRIALS
+    assert in_flight - set(at_kill)
+
+    interrupted = driver()
+    wait_until(lambda: len(sweep.records()) > len(at_kill) and sweep.in_training())
+    os.killpg(interrupted.pid, signal.SIGINT)  # as Ctrl-C does: the whole group
+    output, _ = interrupted.communicate(timeout=60)
+    assert interrupted.returncode == 130
+    assert output.endswith("interrupted, launch again to continue\n")
+    assert "Traceback" not in output
+    assert processes(tmp_path) == []
+    at_interrupt = sweep.records()
+    assert in_flight <= set(at_interrupt) | sweep.started()
+
+    last = driver()
+    output, _ = last.communicate(timeout=120)
+    assert last.returncode == 0
+    assert f"'killed' has {TRIALS} of {TRIALS} trials" in output
+    assert processes(tmp_path) == []
+
+    at_end = sweep.records()
+    assert len(at_end) == TRIALS
+    assert in_flight <= set(at_end)
+    for earlier in (at_kill, at_interrupt):
+        assert {trial_id: at_end[trial_id] for trial_id in earlier} == earlier
+    assert sweep.started() == sweep.in_training() == set()
+
+    ledger = Ledger.open(tmp_path / "sweeps", "killed")
+    trials = ledger.trials()
+    assert [t.status for t in trials] == [Status.COMPLETED] * TRIALS
+    assert all(ledger.has_artifacts(t.id) for t in trials)
+    resumed = {t.id for t in trials if t.measurement.train_loss > 0}  # the step it began at
+    assert resumed & in_flight
+
+    output, _ = driver().communicate(timeout=60)
+    assert output.endswith(f"'killed' has {TRIALS} finished trials already: nothing to do\n")
+    assert sweep.records() == at_end

@@ -1,0 +1,400 @@
+import dataclasses
+import os
+import signal
+from collections import Counter
+
+import pytest
+import ray
+
+from sweeps.errors import SweepError
+from sweeps.evaluate import Progress
+from sweeps.launch import (
+    LaunchReport,
+    _connect,
+    _Driver,
+    _scratch,
+    _Shared,
+    evaluate_and_record,
+    launch,
+)
+from sweeps.ledger import Ledger, SweepFacts
+from sweeps.progress import SweepBegan, TrialAdvanced, TrialBegan, TrialEnded, TrialRetried, Waited
+from sweeps.search import Search
+from sweeps.trial import Candidate, Reason, Status
+from tests.sweeps.fakes import (
+    STEPS,
+    evaluator,
+    make_dataset,
+    measure_together,
+    run_of,
+    trial_of,
+)
+from thesis.data import load_facts
+from thesis.errors import DatasetError
+
+WIDTHS = {"DilatedConvStack.channels": (1, 2, 3, 4, 5, 6, 7, 8)}
+
+
+def finish(running):
+    """What a generator yields, and what it returns."""
+    steps = []
+    while True:
+        try:
+            steps.append(next(running))
+        except StopIteration as end:
+            return steps, end.value
+
+
+def records(storage, sweep="s"):
+    """Every record's bytes and time, by id."""
+    folder = storage / sweep / "trials"
+    return {f.stem: (f.read_bytes(), f.stat().st_mtime_ns) for f in folder.glob("*.parquet")}
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """One cluster for all tests that need one: a start costs seconds."""
+    ray.init(
+        address="local",
+        num_cpus=2,
+        object_store_memory=80 * 2**20,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return make_dataset(tmp_path / "data")
+
+
+@pytest.fixture
+def storage(tmp_path):
+    return tmp_path / "sweeps"
+
+
+@pytest.fixture
+def start(dataset, storage):
+    def start(trials, *, run=None, name="s", evaluate="quick", **options):
+        run = run or run_of(WIDTHS)
+        return launch(
+            name,
+            run,
+            dataset=dataset,
+            trials=trials,
+            storage=str(storage),
+            evaluator=evaluator(evaluate),
+            **options,
+        )
+
+    return start
+
+
+# --- One trial, without Ray
+
+
+@pytest.fixture
+def shared(dataset, storage):
+    run = run_of(WIDTHS)
+    facts = SweepFacts(
+        name="s",
+        gin_config=run.text,
+        dataset_fingerprint=load_facts(dataset).fingerprint,
+        objectives=run.sweep.objectives,
+    )
+    return _Shared(
+        ledger=Ledger.create(str(storage), "s", facts),
+        run=run,
+        dataset=dataset,
+        evaluator=evaluator("quick"),
+        measurer=evaluator("measure_together"),
+        threads=1,
+        work=storage / "s" / "work",
+    )
+
+
+def channels(number):
+    return Candidate.of({"channels": number})
+
+
+def test_a_trial_is_on_record_with_its_model_before_it_is_returned(shared, tmp_path):
+    steps, trial = finish(evaluate_and_record(shared, channels(8), measure_together))
+    assert steps == [Progress("train", n, STEPS, train_loss=1 / n) for n in (1, 2, 3, 4)]
+    assert shared.ledger.get(trial.id) == trial
+    shared.ledger.get_artifacts(trial.id, tmp_path / "copy")
+    assert (tmp_path / "copy" / "decoder.onnx").read_text() == trial.id
+
+
+def test_a_trial_is_marked_as_started_until_it_is_recorded(shared):
+    running = evaluate_and_record(shared, channels(8), measure_together)
+    next(running)
+    assert shared.ledger.started() == [channels(8)]
+    finish(running)
+    assert shared.ledger.started() == []
+
+
+def test_a_trial_continues_from_its_checkpoint(shared):
+    running = evaluate_and_record(shared, channels(8), measure_together)
+    next(running)
+    next(running)
+    running.close()
+    steps, trial = finish(evaluate_and_record(shared, channels(8), measure_together))
+    assert len(steps) == STEPS - 2
+    assert trial.measurement.train_loss == 2  # the step that it began at
+
+
+def test_the_work_folder_is_removed_when_the_trial_is_on_record(shared):
+    running = evaluate_and_record(shared, channels(8), measure_together)
+    next(running)
+    assert shared.workdir(channels(8)).is_dir()
+    finish(running)
+    assert list(shared.work.iterdir()) == []
+
+
+def test_a_trial_on_record_is_not_evaluated_again(shared):
+    recorded = trial_of("s", channels(8))
+    shared.ledger.append(recorded)
+    assert finish(evaluate_and_record(shared, channels(8), measure_together)) == ([], recorded)
+
+
+def test_an_exception_is_a_record_that_says_where_it_comes_from(shared):
+    moody = dataclasses.replace(shared, evaluator=evaluator("moody"))
+    _, trial = finish(evaluate_and_record(moody, channels(1), measure_together))
+    assert trial.reason is Reason.ERROR
+    assert trial.detail.startswith("ValueError: no such luck (fakes.py, line ")
+    assert trial.provenance.gin_config == shared.run.text_for(channels(1))
+    assert shared.ledger.get(trial.id) == trial
+
+
+def test_what_every_trial_would_meet_is_raised_and_leaves_no_record(shared):
+    lost = dataclasses.replace(shared, evaluator=evaluator("without_data"))
+    with pytest.raises(DatasetError, match="no dataset on this node"):
+        finish(evaluate_and_record(lost, channels(8), measure_together))
+    assert shared.ledger.ids() == set()
+    assert shared.ledger.started() == [channels(8)]
+
+
+# --- The driver's books, without Ray
+
+
+class Slots:
+    def __init__(self, number):
+        self.number = number
+
+    def count(self):
+        return self.number
+
+
+def driver_of(shared, *, missing, slots=2, run=None, on_event=lambda event: None):
+    run = run or shared.run
+    return _Driver(
+        dataclasses.replace(shared, run=run),
+        load_facts(shared.dataset),
+        Search(run.space, run.sweep),
+        missing=missing,
+        slots=Slots(slots),
+        on_event=on_event,
+    )
+
+
+def test_no_more_candidates_are_given_out_than_there_are_slots(shared):
+    driver = driver_of(shared, missing=5)
+    first, second = driver.next_candidate(), driver.next_candidate()
+    assert driver.next_candidate() is None
+    assert not driver.complete
+    driver.ended(trial_of("s", first))
+    assert driver.next_candidate() not in (None, first, second)
+
+
+def test_no_more_candidates_are_given_out_than_trials_are_missing(shared):
+    driver = driver_of(shared, missing=3, slots=100)
+    assert len({driver.next_candidate() for _ in range(3)}) == 3
+    assert driver.complete
+    assert driver.next_candidate() is None
+
+
+def test_infeasible_candidates_are_recorded_at_once_and_count(shared):
+    run = run_of(WIDTHS, "sweep.max_parameters = 1")
+    events = []
+    driver = driver_of(shared, missing=3, run=run, on_event=events.append)
+    assert driver.next_candidate() is None
+    assert driver.complete
+    assert [t.reason for t in shared.ledger.trials()] == [Reason.PARAMETERS] * 3
+    assert [type(event) for event in events] == [TrialEnded] * 3
+
+
+def test_a_worker_killed_for_its_memory_is_out_of_memory(shared):
+    driver = driver_of(shared, missing=3)
+    driver.crashed(driver.next_candidate(), ray.exceptions.OutOfMemoryError("memory"))
+    driver.crashed(driver.next_candidate(), ray.exceptions.ActorDiedError())
+    assert [t.reason for t in driver.recorded] == [Reason.OUT_OF_MEMORY, Reason.CRASHED]
+
+
+def test_a_report_says_what_there_is_to_know():
+    report = LaunchReport("s", "/s", 4, 4)
+    assert report.summary() == "'s' has 4 finished trials already: nothing to do"
+    some = LaunchReport("s", "/s", 9, 5, (trial_of("s", channels(8)),), interrupted=True)
+    assert some.summary() == (
+        "'s' has 5 of 9 trials; new: 1 completed; interrupted, launch again to continue"
+    )
+
+
+def test_a_sweep_is_launched_once_at_a_time_on_a_machine(shared):
+    with _scratch(shared.ledger), pytest.raises(SweepError, match="is being launched already"):
+        _scratch(shared.ledger).__enter__()
+    with _scratch(shared.ledger):
+        pass
+
+
+def test_the_scratch_folder_leaves_room_for_ray_s_sockets(shared, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("long" * 20)))
+    with _scratch(shared.ledger) as scratch:
+        socket = scratch / "ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
+        assert len(str(socket)) <= 107
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "no.such.host:6379"])
+def test_a_cluster_that_is_not_there_is_an_error_at_once(address):
+    with pytest.raises(SweepError, match=f"no Ray cluster at '{address}'"):
+        _connect(address)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"run": run_of({"DilatedConvStack.channels": (1, 2, 3)})},
+        {"run": run_of(WIDTHS, "sweep.objectives = ('val_loss', 'rtf')")},
+        {"run": run_of(WIDTHS, "sweep.objectives = ('val_loss', 'x_real_time')")},
+    ],
+    ids=["axes", "objectives", "directions"],
+)
+def test_a_sweep_that_was_changed_is_refused(shared, start, changed):
+    with pytest.raises(SweepError) as caught:
+        start(2, **changed)
+    assert caught.value.hint
+
+
+# --- Sweeps
+
+
+def test_a_sweep_runs_the_number_asked_for_and_no_more(cluster, start, storage):
+    report = start(3)
+    assert report.summary() == "'s' has 3 of 3 trials; new: 3 completed"
+    before = records(storage)
+    assert set(before) == {t.id for t in report.recorded}
+
+    again = start(3)
+    assert again.summary() == "'s' has 3 finished trials already: nothing to do"
+    assert records(storage) == before
+
+    more = start(5)
+    after = records(storage)
+    assert len(more.recorded) == 2
+    assert len(after) == 5
+    assert {trial_id: after[trial_id] for trial_id in before} == before
+
+
+def test_events_tell_the_story_of_every_trial(cluster, start):
+    events = []
+    report = start(6, on_event=events.append)
+    assert events[0] == SweepBegan("s", ("val_loss", "rtf_ratio"), (), 6)
+    assert any(isinstance(event, Waited) for event in events)
+    for trial in report.recorded:
+        mine = [e for e in events if getattr(e, "candidate", None) == trial.candidate]
+        assert [type(e) for e in mine] == [TrialBegan, *[TrialAdvanced] * STEPS]
+        assert TrialEnded(trial) in events
+    # Workers are used again: TensorFlow is imported once in each.
+    assert len({t.measurement.p50_seconds for t in report.recorded}) <= 2
+
+
+def test_no_more_run_at_a_time_than_is_allowed(cluster, start):
+    running, most = set(), 0
+
+    def watch(event):
+        nonlocal most
+        match event:
+            case TrialBegan(candidate):
+                running.add(candidate)
+            case TrialEnded(trial):
+                running.discard(trial.candidate)
+        most = max(most, len(running))
+
+    start(3, max_concurrent=1, on_event=watch)
+    assert most == 1
+
+
+def test_whatever_becomes_of_a_trial_it_is_a_record(cluster, start):
+    events = []
+    report = start(8, evaluate="moody", on_event=events.append)
+    by_width = {t.candidate["channels"]: t for t in report.recorded}
+    assert [by_width[n].reason for n in range(1, 9)] == [
+        Reason.ERROR,  # raised
+        Reason.CRASHED,  # killed every worker
+        None,  # killed one worker, then went well
+        None,  # NaN: no place on a front, but nothing that went wrong here
+        Reason.DIVERGED,
+        None,
+        None,
+        None,
+    ]
+    assert by_width[2].detail == "3 workers died of it"
+    assert by_width[3].measurement.val_loss == 10 / 3
+    retries = Counter(e.candidate["channels"] for e in events if isinstance(e, TrialRetried))
+    assert retries == {2: 2, 3: 1}
+    assert report.finished == 8
+
+
+def test_an_exhausted_space_ends_the_sweep_with_fewer_trials(cluster, start):
+    report = start(20)
+    assert report.finished == 8
+    assert report.exhausted
+    assert report.summary().endswith("every candidate of the space has been tried")
+    assert start(20).recorded == ()
+
+
+def test_infeasible_trials_count_and_are_not_trained(cluster, start):
+    events = []
+    run = run_of(WIDTHS, "sweep.max_parameters = 1000")
+    report = start(8, run=run, on_event=events.append)
+    trained = {e.candidate["channels"] for e in events if isinstance(e, TrialBegan)}
+    infeasible = [t for t in report.recorded if t.status is Status.INFEASIBLE]
+    assert report.finished == 8
+    assert {t.candidate["channels"] for t in infeasible} == set(range(1, 9)) - trained
+    assert all(t.measurement.parameters > 1000 for t in infeasible)
+    assert trained
+
+
+def test_what_every_trial_would_meet_ends_the_launch_and_can_be_mended(cluster, start):
+    with pytest.raises(DatasetError, match="no dataset on this node") as caught:
+        start(4, evaluate="without_data")
+    assert caught.value.hint == "copy it"
+    assert start(4).finished == 4
+
+
+def test_one_model_is_measured_at_a_time(cluster, start):
+    report = start(2, evaluate="measuring", measurer=evaluator("measure_together"))
+    assert [t.measurement.rtf for t in report.recorded] == [1, 1]
+
+
+def test_an_interrupt_leaves_everything_to_continue(cluster, start, storage):
+    def interrupt(event):
+        if isinstance(event, TrialAdvanced) and len(records(storage)) >= 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    report = start(4, evaluate="slow", on_event=interrupt)
+    assert report.interrupted
+    assert 1 <= report.finished < 4
+    before = records(storage)
+    again = start(4)
+    assert again.finished == 4
+    after = records(storage)
+    assert len(after) == 4
+    assert {trial_id: after[trial_id] for trial_id in before} == before
+
+
+def test_a_trial_that_fits_on_no_node_is_refused(cluster, start):
+    with pytest.raises(SweepError, match="asks for 64 CPUs, the largest node has 2"):
+        start(1, cpus_per_trial=64)
