@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, Literal
 
 import gin
@@ -19,7 +20,7 @@ from sweeps.errors import nearest
 from sweeps.objectives import metric
 from sweeps.space import SearchSpace, make_space
 from sweeps.trial import Candidate
-from thesis.config import CONFIGS, ModelConfig, from_gin, stages_of
+from thesis.config import CONFIGS, ModelConfig, from_gin, made_by_gin, stages_of
 from thesis.errors import ConfigError
 
 
@@ -72,6 +73,9 @@ class RunConfig:
         )
 
 
+_LIMIT = int | float | None
+
+
 def _sweep(
     objectives: Sequence[str] = ("val_loss", "rtf_ratio"),
     sampler: str = "tpe",
@@ -80,12 +84,24 @@ def _sweep(
     max_parameters: int | None = None,
     max_rtf_ratio: float | None = None,
 ) -> SweepConfig:
+    for name, value, kinds, kind in (
+        ("objectives", objectives, tuple | list, "a tuple of metrics"),
+        ("sampler", sampler, str, "a word"),
+        ("seed", seed, int, "a whole number"),
+        ("max_receptive_field_seconds", max_receptive_field_seconds, _LIMIT, "a number or None"),
+        ("max_parameters", max_parameters, _LIMIT, "a number or None"),
+        ("max_rtf_ratio", max_rtf_ratio, _LIMIT, "a number or None"),
+    ):
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise ConfigError(
+                f"sweep.{name} = {value!r} has the wrong type", hint=f"{name} must be {kind}"
+            )
     samplers: Mapping[str, Literal["tpe", "nsga2", "random"]]
     samplers = {"tpe": "tpe", "nsga2": "nsga2", "random": "random"}
     if sampler not in samplers:
         raise ConfigError(
             f"no sampler named {sampler!r}",
-            hint=nearest(str(sampler), samplers, otherwise=f"choose from {', '.join(samplers)}"),
+            hint=nearest(sampler, samplers, otherwise=f"choose from {', '.join(samplers)}"),
         )
     if len(objectives) < 2:
         raise ConfigError("a sweep trades two objectives or more", hint="see sweep.objectives")
@@ -96,6 +112,11 @@ def _sweep(
 
 
 def _search_space(axes: Mapping[str, object] | None = None) -> Mapping[str, object]:
+    if not isinstance(axes, Mapping | None):
+        raise ConfigError(
+            f"search_space.axes = {axes!r} has the wrong type",
+            hint="axes must be a dictionary of domains by binding",
+        )
     return axes or {}
 
 
@@ -180,8 +201,8 @@ def parse_candidate(text: str, candidate: Candidate) -> ModelConfig:
 
 def _run_from_gin(text: str) -> RunConfig:
     model = from_gin()
-    sweep = _SWEEP_STAGES["sweep"]()
-    space = make_space(_SWEEP_STAGES["search_space"](), model)
+    sweep = made_by_gin(_SWEEP_STAGES["sweep"])
+    space = make_space(made_by_gin(_SWEEP_STAGES["search_space"]), model)
     return RunConfig(text, model, sweep, space)
 
 
@@ -212,7 +233,7 @@ def _strictly() -> Iterator[None]:
     logging.disable(logging.ERROR)  # it logs an error for each folder that does not hold a file
     try:
         yield
-    except (ValueError, SyntaxError, OSError) as error:
+    except (ValueError, SyntaxError, TokenError, OSError, ImportError) as error:
         message = " ".join(str(error).split("\n")[0].split())
         known = ", ".join([*CONFIGS, *_SWEEP_STAGES])
         raise ConfigError(

@@ -5,14 +5,16 @@ so a candidate that is too large is turned away before anything heavy is importe
 The rest of the library is gin-free and takes these dataclasses.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import gin
 
 from thesis.architecture import Block, Conv, convs_of
-from thesis.errors import ConfigError
+from thesis.errors import ConfigError, UserError
+
+T = TypeVar("T")
 
 N_INPUTS = 2
 """Decoder inputs a frame: scaled loudness and scaled f0, in this order."""
@@ -285,4 +287,16 @@ def from_gin() -> ModelConfig:
     Raises:
       ConfigError: A bound value has the wrong type or is outside its range.
     """
-    return ModelConfig.of_stages({name: make() for name, make in _FROM_GIN.items()})
+    return ModelConfig.of_stages({name: made_by_gin(make) for name, make in _FROM_GIN.items()})
+
+
+def made_by_gin(make: Callable[[], T]) -> T:
+    """Returns what a gin configurable makes, and raises its errors as they are.
+
+    gin raises a look-alike instead: its text has a second line and it cannot be pickled.
+    """
+    try:
+        return make()
+    except UserError as error:
+        (_, original, *_) = type(error).__mro__
+        raise original(error.message, hint=error.hint) from None
