@@ -11,12 +11,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sweeps.config import parse_candidate, parse_run
 from sweeps.feasibility import broken_limit, closed_form_metrics
 from sweeps.trial import Candidate, Measurement, Provenance, Reason, Trial
 from thesis.config import MeasureConfig, ModelConfig
 from thesis.data import Dataset, load_dataset
-from thesis.errors import UserError
+from thesis.errors import ExportError, UserError
 
 if TYPE_CHECKING:
     from thesis.build import Model
@@ -99,6 +101,8 @@ def stages(task: Task, *, workdir: Path, measure: Measure) -> Generator[Progress
     record = _Record(task, config, dataset)
     try:
         yield from _stages(record, run.sweep.limits, workdir, measure)
+    except ExportError as error:  # the candidate's own: others may export well
+        return record.trial(*_cause(error))
     except UserError:
         raise
     except _Rejected as rejected:
@@ -213,10 +217,10 @@ def _validate(record: _Record, model: "Model", decoder: bytes) -> None:
 
     session, clips = Session(decoder), record.dataset.clips("validation")
     inputs = decoder_inputs(clips.f0_hz, clips.loudness_db)
-    error = max(
-        float(abs(session.decode(clip[None]) - model.decoder(clip[None]).numpy()).max())
-        for clip in inputs
-    )
+    errors = [
+        np.abs(session.decode(clip[None]) - model.decoder(clip[None])).max() for clip in inputs
+    ]
+    error = float(np.max(errors))  # NaN when one is
     record.metrics["export_max_error"] = error
     record.metrics["model_bytes"] = len(decoder)
     if not error <= MAX_ERROR:
@@ -236,8 +240,6 @@ def _measure(record: _Record, decoder: bytes, measure: Measure) -> None:
 
 
 def _save_artifacts(folder: Path, model: "Model", decoder: bytes, gin_text: str) -> None:
-    import numpy as np
-
     from thesis.bundle import CONFIG_FILE, DECODER_FILE, REVERB_FILE, WEIGHTS_FILE, write_audio
 
     folder.mkdir(parents=True, exist_ok=True)
