@@ -88,3 +88,47 @@ def spectral_loss_of():
         return loss
 
     return spectral_loss_of
+
+
+@pytest.fixture(scope="session")
+def small_run():
+    """The run 'tiny' with a model and a training of seconds; trains four steps."""
+    from sweeps.config import find_run, load_run
+
+    return load_run(
+        find_run("tiny"),
+        [
+            "STEPS=4",
+            "BATCH_SIZE=2",
+            "train.checkpoint_every=2",
+            "Synth.n_harmonics=8",
+            "Synth.n_noise_bands=9",
+            "Synth.reverb_seconds=0.05",
+            "measure.seconds=0.02",
+            "measure.min_calls=10",
+            "measure.max_calls=20",
+        ],
+    )
+
+
+@pytest.fixture(scope="session")
+def task_of(small_run, dataset):
+    """A function: the task of evaluating the small run's baseline with some values replaced."""
+    from sweeps.evaluate import Task
+
+    def task_of(run=small_run, path=dataset.path, **values):
+        base = {axis.name: axis.domain.values[0] for axis in run.space.axes}
+        candidate = run.space.candidate({**base, **dict(run.space.baseline().values), **values})
+        return Task("small", candidate, run.text_for(candidate), str(path))
+
+    return task_of
+
+
+@pytest.fixture(scope="session")
+def completed(task_of, tmp_path_factory):
+    """A trial that went through, nothing replaced by a fake, and its working folder."""
+    from sweeps.evaluate import evaluate
+    from thesis.measure import measure_rtf
+
+    workdir = tmp_path_factory.mktemp("completed")
+    return evaluate(task_of(channels=4), workdir=workdir, measure=measure_rtf), workdir

@@ -1,0 +1,303 @@
+"""Runs from gin: every file parses, every axis arrives, and what is wrong is one line."""
+
+import importlib.util
+import pickle
+from dataclasses import fields, replace
+
+import gin
+import pytest
+
+from sweeps.config import find_run, gin_root, load_run, parse_candidate, parse_run
+from sweeps.errors import MetricError, SpaceError
+from sweeps.space import Choice
+from thesis.config import REFERENCE_DECODER, SynthConfig, stages_of
+from thesis.errors import ConfigError, UserError
+
+RUNS = sorted(path.stem for path in (gin_root() / "runs").glob("*.gin"))
+FILES = sorted(p.relative_to(gin_root()).as_posix() for p in gin_root().rglob("*.gin"))
+
+
+@pytest.fixture
+def run_of(tmp_path):
+    """A function: the run of some gin text, read from a file."""
+
+    def run_of(text, overrides=()):
+        (tmp_path / "run.gin").write_text(text)
+        return load_run(tmp_path / "run.gin", overrides)
+
+    return run_of
+
+
+SMALLEST = "search_space.axes = {'DilatedConvStack.channels': (2, 4)}\n"
+
+
+def assert_one_line_with_hint(error):
+    assert "\n" not in error.message + error.hint
+    assert error.message
+    assert error.hint
+
+
+# --- The files that ship ---
+
+
+def test_there_are_runs():
+    assert {"tiny", "demo"} <= set(RUNS)
+
+
+def test_gin_files_do_not_shadow_the_gin_library():
+    assert not list(gin_root().rglob("*.py"))
+    assert importlib.util.find_spec("gin.config") is not None
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_shipped_file_parses_strictly_on_its_own(file):
+    gin.clear_config()
+    gin.add_config_file_search_path(str(gin_root()))
+    gin.parse_config_file(str(gin_root() / file), skip_unknown=False)
+    gin.finalize()
+    assert gin.config_str()
+    gin.clear_config()
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_shipped_run_varies_the_published_model(name):
+    run = load_run(find_run(name))
+    assert run.model.decoder == REFERENCE_DECODER
+    assert run.model.synth == SynthConfig()
+    assert run.sweep.objectives == ("val_loss", "rtf_ratio")
+    assert run.space.baseline() is not None
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_value_of_every_shipped_axis_reaches_the_configuration(name):
+    run = load_run(find_run(name))
+    widest = {axis.name: axis.domain.values[-1] for axis in run.space.axes}
+    for axis in run.space.axes:
+        assert isinstance(axis.domain, Choice)
+        stage, _, parameter = axis.binding.rpartition(".")
+        for value in axis.domain.values:
+            candidate = run.space.candidate(widest | {axis.name: value})
+            config = parse_candidate(run.text_for(candidate), candidate)
+            assert config == run.space.config(candidate)
+            if axis.name in dict(candidate.values):
+                assert getattr(stages_of(config)[stage], parameter) == value
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_resolved_text_is_the_whole_run(name):
+    run = load_run(find_run(name), ["STEPS=7", "LEARNING_RATE=1e-05"])
+    gin.clear_config()
+    again = parse_run(run.text)
+    assert (again.text, again.model, again.sweep) == (run.text, run.model, run.sweep)
+    assert set(again.space.axes) == set(run.space.axes)
+    assert (again.model.train.steps, again.model.train.learning_rate) == (7, 1e-5)
+    assert "include" not in run.text
+
+
+def test_the_knobs_in_the_header_of_tiny_exist():
+    header = (gin_root() / "runs" / "tiny.gin").read_text().partition("include")[0]
+    knobs = header.partition("Public knobs:")[2].replace("#", "").replace(".", "").split(",")
+    assert len(knobs) > 10
+    text = load_run(find_run("tiny")).text
+    for knob in knobs:
+        assert f"\n{knob.strip()} = " in text
+
+
+# --- Overrides ---
+
+
+@pytest.mark.parametrize("override", ["STEPS=123", "train.steps=123", " STEPS = 123 "])
+def test_an_override_wins(override):
+    assert load_run(find_run("tiny"), [override]).model.train.steps == 123
+
+
+def test_the_last_override_wins():
+    assert load_run(find_run("tiny"), ["STEPS=1", "STEPS=2"]).model.train.steps == 2
+
+
+def test_an_axis_can_be_narrowed():
+    run = load_run(find_run("tiny"), ["CHANNELS=(4, 8)", "BLOCK=('plain',)"])
+    domains = {axis.name: axis.domain.values for axis in run.space.axes}
+    assert (domains["channels"], domains["block"]) == ((4, 8), ("plain",))
+
+
+def test_a_bare_word_is_a_string_but_none_and_true_are_not():
+    run = load_run(find_run("tiny"), ["SAMPLER=random", "MAX_RTF_RATIO=None"])
+    assert run.sweep.sampler == "random"
+    assert run.sweep.limits.rtf_ratio is None
+    run = load_run(find_run("tiny"), ["DilatedConvStack.causal=False"])
+    assert run.model.decoder.causal is False
+
+
+def test_limits_come_from_the_run():
+    limits = load_run(
+        find_run("tiny"),
+        ["MAX_RTF_RATIO=2.5", "sweep.max_parameters=900", "sweep.max_receptive_field_seconds=0.5"],
+    ).sweep.limits
+    assert (limits.rtf_ratio, limits.parameters, limits.receptive_field_seconds) == (2.5, 900, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("override", "message", "hint"),
+    [
+        ("STEP=5", "no knob named 'STEP'", "did you mean 'STEPS'"),
+        ("NOTHING_LIKE_IT=5", "no knob named 'NOTHING_LIKE_IT'", "CHANNELS"),
+        ("STEPS", "is no key=value", "STEPS=500"),
+        ("STEPS=", "is no key=value", "STEPS=500"),
+        ("=5", "is no key=value", "STEPS=500"),
+        ("STEPS=abc", "train.steps = 'abc' has the wrong type", "int"),
+        ("STEPS=1.5", "train.steps = 1.5 has the wrong type", "int"),
+        ("STEPS=-1", "train.steps = -1 is outside its range", "between"),
+        ("LEARNING_RATE=1e9", "train.learning_rate = 1000000000.0 is outside", "between"),
+        ("DilatedConvStack.norm=time", "norm = 'time' is not a choice", "'frame'"),
+        ("STEPS=(", "gin: ", "parameters belong to"),
+        ("train.stepps=5", "gin: ", "parameters belong to"),
+        ("training.steps=5", "gin: ", "parameters belong to"),
+        ("STEPS=%UNSET", "gin: ", "parameters belong to"),
+        ("STEPS=@nothing()", "gin: ", "parameters belong to"),
+        ("SAMPLER=tpee", "no sampler named 'tpee'", "did you mean 'tpe'"),
+        ("CHANNELS=()", "domain that cannot be read", "distinct values"),
+        ("CHANNELS=(8, 8)", "domain that cannot be read", "distinct values"),
+        ("CHANNELS=(8, 0)", "axis 'channels' holds 0", "between 1 and 1024"),
+        ("search_space.axes={}", "no axes", "gin/spaces"),
+        ("search_space.axes=(1, 2)", "search_space.axes = (1, 2) has the wrong", "dictionary"),
+        ("sweep.seed=1.5", "sweep.seed = 1.5 has the wrong type", "whole number"),
+        ("sweep.sampler=3", "sweep.sampler = 3 has the wrong type", "word"),
+        ("MAX_RTF_RATIO=fast", "sweep.max_rtf_ratio = 'fast' has the wrong type", "number"),
+        ("MAX_RTF_RATIO=True", "sweep.max_rtf_ratio = True has the wrong type", "number"),
+        ("sweep.objectives=val_loss", "sweep.objectives = 'val_loss' has the wrong", "tuple"),
+        ("sweep.objectives=('val_loss',)", "two objectives or more", "sweep.objectives"),
+        ("sweep.objectives=('val_los', 'rtf')", "no metric named 'val_los'", "val_loss"),
+    ],
+)
+def test_an_override_that_cannot_be_used_is_one_line_with_a_hint(override, message, hint):
+    with pytest.raises((ConfigError, SpaceError, MetricError)) as caught:
+        load_run(find_run("tiny"), [override])
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+    assert_one_line_with_hint(caught.value)
+
+
+@pytest.mark.parametrize("override", ["STEPS=-1", "STEPS=(", "SAMPLER=tpee", "CHANNELS=()"])
+def test_an_error_can_be_sent_to_another_process(override):
+    with pytest.raises(UserError) as caught:
+        load_run(find_run("tiny"), [override])
+    error = pickle.loads(pickle.dumps(caught.value))
+    assert type(error) is type(caught.value)
+    assert (error.message, error.hint) == (caught.value.message, caught.value.hint)
+    assert str(error) == str(caught.value) == error.message
+
+
+# --- Files ---
+
+
+def test_a_run_is_found_by_name_and_by_path(tmp_path):
+    assert find_run("tiny") == find_run("tiny.gin") == gin_root() / "runs" / "tiny.gin"
+    (tmp_path / "mine.gin").write_text(SMALLEST)
+    assert find_run(str(tmp_path / "mine.gin")) == tmp_path / "mine.gin"
+
+
+def test_an_unknown_run_is_named_with_the_nearest():
+    with pytest.raises(ConfigError, match="no run file 'tinny'") as caught:
+        find_run("tinny")
+    assert "did you mean 'tiny'" in caught.value.hint
+    assert "demo" in caught.value.hint
+
+
+def test_a_run_may_include_files_beside_it_and_shipped_ones(tmp_path, run_of):
+    (tmp_path / "mine.gin").write_text("DilatedConvStack.channels = 4\n")
+    run = run_of("include 'train/adam.gin'\ninclude 'mine.gin'\nSTEPS = 9\n" + SMALLEST)
+    assert (run.model.train.steps, run.model.decoder.channels) == (9, 4)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "DilatedConvStack.chanels = 8",
+        "DilatedConvStack.channels = ",
+        "Dilated.channels = 8",
+        "include 'missing.gin'",
+        "import no_such_module",
+        "DilatedConvStack.channels = %MISSING",
+        "DilatedConvStack.channels = 'eight'",
+        "DilatedConvStack.channels = 0",
+        "sweep.sampler = 'grid'",
+    ],
+)
+def test_a_file_that_cannot_be_used_is_one_line_with_a_hint(run_of, text):
+    with pytest.raises(ConfigError) as caught:
+        run_of(SMALLEST + text)
+    assert_one_line_with_hint(caught.value)
+
+
+def test_a_missing_file_is_one_line(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        load_run(tmp_path / "missing.gin")
+    assert_one_line_with_hint(caught.value)
+
+
+def test_an_error_leaves_no_trace_in_the_next_run(run_of):
+    expected = run_of(SMALLEST)
+    with pytest.raises(ConfigError):
+        run_of(SMALLEST + "DilatedConvStack.channels = 7\nDilatedConvStack.kernel_size = 99")
+    assert run_of(SMALLEST) == expected
+    assert expected.model.decoder.channels == 8
+
+
+def test_a_run_leaves_no_trace_in_the_next(run_of):
+    run_of(SMALLEST + "train.steps = 1\nDilatedConvStack.stacks = 1\nsweep.seed = 4")
+    run = run_of(SMALLEST)
+    assert (run.model.train.steps, run.model.decoder.stacks, run.sweep.seed) == (300, 2, 0)
+
+
+def test_a_parsed_configuration_can_no_longer_be_changed(run_of):
+    run_of(SMALLEST)
+    with pytest.raises(RuntimeError):
+        gin.parse_config("train.steps = 1")
+
+
+def test_log_records_are_let_through_again_after_an_error(run_of, caplog):
+    import logging
+
+    with pytest.raises(ConfigError):
+        run_of("include 'missing.gin'")
+    logging.getLogger("somebody").error("heard")
+    assert "heard" in caplog.messages
+
+
+# --- Candidates ---
+
+
+def test_an_axis_that_does_not_reach_the_model_is_an_error(run_of):
+    run = run_of(SMALLEST)
+    candidate = run.space.candidate({"channels": 4})
+    with pytest.raises(ConfigError, match=r"'channels' does not reach .* 4 was asked for, 8 is"):
+        parse_candidate(run.text, candidate)
+
+
+def test_a_candidates_text_is_the_runs_with_its_values(run_of):
+    run = run_of(SMALLEST)
+    candidate = run.space.candidate({"channels": 4})
+    text = run.text_for(candidate)
+    assert text.startswith(run.text)
+    assert candidate.id in text
+    expected = replace(run.model, decoder=replace(run.model.decoder, channels=4))
+    assert parse_candidate(text, candidate) == expected
+
+
+@pytest.mark.parametrize("value", [1e-05, 0.1 + 0.2, 2.5e-3])
+def test_a_number_between_two_ends_reaches_the_model_exactly(run_of, value):
+    run = run_of("search_space.axes = {'train.learning_rate': {'low': 1e-6, 'high': 1.0}}")
+    candidate = run.space.candidate({"learning_rate": value})
+    config = parse_candidate(run.text_for(candidate), candidate)
+    assert config.train.learning_rate == value
+
+
+def test_any_parameter_of_any_stage_can_be_an_axis(run_of):
+    stages = stages_of(run_of(SMALLEST).model)
+    for stage, config in stages.items():
+        for name in (f.name for f in fields(config)):
+            value = getattr(config, name)
+            run = run_of(f"search_space.axes = {{'{stage}.{name}': ({value!r},)}}")
+            candidate = run.space.baseline()
+            assert parse_candidate(run.text_for(candidate), candidate) == run.model
