@@ -60,7 +60,8 @@ def draw_front(
     axes.set_ylabel(_axis_label(quality))
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8.5, loc="upper right", markerscale=0.6)
+    if completed:
+        axes.legend(frameon=False, fontsize=8.5, loc="upper right", markerscale=0.6)
     figure.savefig(path)
 
 

@@ -25,7 +25,7 @@ from thesis.bundle import (
 from thesis.config import DecoderConfig
 from thesis.controls import decoder_inputs
 from thesis.data import Clips, load_dataset
-from thesis.errors import BundleError, ExportError
+from thesis.errors import BundleError, DatasetError, ExportError
 from thesis.export import MAX_ERROR
 from thesis.files import check_output
 from thesis.measure import RtfMeasurement, measure_rtf, processor
@@ -63,7 +63,7 @@ def promote(
         )
     data = load_dataset(Path(dataset or ledger.facts.dataset_path))
     if data.facts.fingerprint != trial.provenance.dataset_fingerprint:
-        raise TrialError(
+        raise DatasetError(
             f"'{data.path}' is not the dataset that trial {trial.id} was trained on",
             hint="name it with --data",
         )
