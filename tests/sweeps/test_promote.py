@@ -1,0 +1,236 @@
+"""Promotion: a completed trial becomes a verified bundle, anything else one line."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sweeps import promote as stage
+from sweeps.errors import SweepError, TrialError
+from sweeps.evaluate import ARTIFACTS
+from sweeps.ledger import Ledger, SweepFacts
+from sweeps.promote import promote
+from sweeps.trial import Candidate, Reason
+from thesis.bundle import ARTIFACT_FILES, load_bundle, read_audio, verify_bundle
+from thesis.errors import BundleError, DatasetError, ExportError
+from thesis.prepare import prepare_demo
+
+
+def make_ledger(storage, dataset, run):
+    facts = SweepFacts(
+        name="small",
+        gin_config=run.text,
+        dataset_fingerprint=dataset.facts.fingerprint,
+        objectives=run.sweep.objectives,
+        dataset_path=str(dataset.path),
+    )
+    return Ledger.create(str(storage), "small", facts)
+
+
+@pytest.fixture(scope="module")
+def trial(completed):
+    return completed[0]
+
+
+@pytest.fixture(scope="module")
+def storage(completed, dataset, small_run, tmp_path_factory):
+    """Storage of a sweep with a completed trial, one that diverged and one that was too slow."""
+    trial, workdir = completed
+    folder = tmp_path_factory.mktemp("runs")
+    ledger = make_ledger(folder, dataset, small_run)
+    ledger.append(trial)
+    ledger.put_artifacts(trial.id, workdir / ARTIFACTS)
+    for channels, reason in ((32, Reason.DIVERGED), (24, Reason.RTF)):
+        candidate = Candidate.of({"channels": channels})
+        ledger.append(replace(trial, candidate=candidate, reason=reason, detail="so it was"))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def bundle(storage, trial, tmp_path_factory):
+    """A promoted trial; no test may change it."""
+    return promote(storage, trial.id, tmp_path_factory.mktemp("bundles") / "small")
+
+
+@pytest.fixture
+def spoiled(storage, trial, dataset, small_run, completed, tmp_path):
+    """A function: storage of the trial with an artefact replaced."""
+
+    def spoiled(name, content):
+        folder = shutil.copytree(completed[1] / ARTIFACTS, tmp_path / "artifacts")
+        (folder / name).unlink()
+        if content is not None:
+            (folder / name).write_bytes(content)
+        ledger = make_ledger(tmp_path / "runs", dataset, small_run)
+        ledger.append(trial)
+        ledger.put_artifacts(trial.id, folder)
+        return str(tmp_path / "runs")
+
+    return spoiled
+
+
+# --- A bundle ---
+
+
+def test_a_promoted_trial_is_a_bundle_that_verifies(bundle, trial):
+    assert verify_bundle(bundle.path) == bundle
+    assert bundle.trial["id"] == trial.id
+
+
+def test_the_bundle_holds_what_the_trial_kept(bundle, completed):
+    for name in ARTIFACT_FILES:
+        kept = (completed[1] / ARTIFACTS / name).read_bytes()
+        assert (bundle.path / name).read_bytes() == kept
+
+
+def test_the_record_is_the_trials_with_the_measurement_at_promotion(bundle, trial):
+    record = dict(bundle.trial)
+    promotion = record.pop("promotion")
+    assert record == json.loads(json.dumps(trial.to_record()))
+    assert 0 < promotion["rtf_ratio_low"] <= promotion["rtf_ratio"]
+    assert promotion["rtf_ratio"] != trial.measurement.rtf_ratio
+    assert 10 <= promotion["calls"] <= 20
+
+
+def test_the_clip_is_the_loudest_of_the_validation_clips(bundle, dataset):
+    clips = dataset.clips("validation")
+    row = clips.loudness_db.mean(axis=1).argmax()
+    np.testing.assert_array_equal(read_audio(bundle.path / "clip.wav"), clips.audio[row])
+    np.testing.assert_array_equal(bundle.controls().f0_hz, clips.f0_hz[row])
+    assert clips.sources[row] in (bundle.path / "README.md").read_text()
+
+
+def test_the_model_card_says_what_it_is_and_how_to_use_it(bundle, trial):
+    card = (bundle.path / "README.md").read_text()
+    m = trial.measurement
+    for words in (
+        f"# Model {trial.id}",
+        f"{m.val_loss:.4f}",
+        f"{m.parameters:,}",
+        "| channels | 4 |",
+        "sweeps render . in.wav out.wav",
+        "sweeps verify .",
+        "`decoder.onnx`",
+    ):
+        assert words in card
+    assert "None" not in card
+    assert "nan" not in card
+
+
+def test_the_python_of_the_model_card_runs(bundle, monkeypatch):
+    card = (bundle.path / "README.md").read_text()
+    code = card.partition("or from Python:")[2].partition("`clip.wav`")[0]
+    code = "\n".join(line[4:] for line in code.splitlines() if line.startswith("    "))
+    monkeypatch.chdir(bundle.path)
+    names = {}
+    exec(code, names)
+    np.testing.assert_array_equal(names["audio"], bundle.render(bundle.controls()))
+
+
+def test_the_beginning_of_an_id_and_the_sweep_are_enough(storage, trial, tmp_path):
+    found = promote(storage, trial.id[:8], tmp_path / "out", sweep="small")
+    assert found.trial["id"] == trial.id
+
+
+def test_a_dataset_may_have_moved(storage, trial, dataset, small_run, completed, tmp_path):
+    moved = shutil.copytree(dataset.path, tmp_path / "moved")
+    gone = replace(dataset, path=tmp_path / "gone")
+    ledger = make_ledger(tmp_path / "runs", gone, small_run)
+    ledger.append(trial)
+    ledger.put_artifacts(trial.id, completed[1] / ARTIFACTS)
+    with pytest.raises(DatasetError, match="no dataset at"):
+        promote(str(tmp_path / "runs"), trial.id, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    promote(str(tmp_path / "runs"), trial.id, tmp_path / "out", dataset=str(moved))
+    load_bundle(tmp_path / "out")
+
+
+# --- No bundle ---
+
+
+def assert_refused(error, match, *arguments, left=(), **options):
+    """Checks that a promotion to `out` is refused in one line and leaves nothing."""
+    out = arguments[2]
+    with pytest.raises(error, match=match) as caught:
+        promote(*arguments, **options)
+    assert "\n" not in caught.value.message
+    assert caught.value.hint
+    assert {path.name for path in out.parent.iterdir()} <= {"runs", "artifacts", "data", *left}
+
+
+@pytest.mark.parametrize(
+    ("channels", "match"), [(32, "is failed: so it was"), (24, "is infeasible: so it was")]
+)
+def test_a_trial_that_did_not_complete_is_refused(storage, tmp_path, channels, match):
+    trial_id = Candidate.of({"channels": channels}).id
+    assert_refused(TrialError, match, storage, trial_id, tmp_path / "out")
+
+
+def test_an_unknown_trial_is_refused(storage, tmp_path):
+    assert_refused(TrialError, "0000", storage, "0000", tmp_path / "out")
+
+
+def test_an_unknown_sweep_is_refused(storage, trial, tmp_path):
+    assert_refused(SweepError, "smal", storage, trial.id, tmp_path / "out", sweep="smal")
+
+
+def test_what_exists_is_refused_before_any_work_and_left_alone(
+    storage, trial, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(stage, "find_trial", lambda *_: pytest.fail("worked in vain"))
+    (tmp_path / "out").write_text("mine")
+    assert_refused(BundleError, "exists already", storage, trial.id, tmp_path / "out", left=["out"])
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_another_dataset_is_refused(storage, trial, tmp_path):
+    other = prepare_demo(tmp_path / "data", n_train=1, n_validation=1, clip_seconds=0.5, seed=5)
+    assert_refused(
+        DatasetError,
+        "is not the dataset",
+        storage,
+        trial.id,
+        tmp_path / "out",
+        dataset=str(other.path),
+    )
+
+
+def test_a_damaged_decoder_is_refused(spoiled, trial, tmp_path):
+    storage = spoiled("decoder.onnx", b"no model")
+    assert_refused(ExportError, "is no decoder", storage, trial.id, tmp_path / "out")
+
+
+def test_a_decoder_of_other_weights_is_refused(spoiled, completed, trial, tmp_path):
+    with np.load(completed[1] / ARTIFACTS / "weights.npz") as weights:
+        moved = {name: weights[name] + np.float32(name == "output/bias") for name in weights}
+    np.savez(tmp_path / "data", **moved)
+    content = (tmp_path / "data.npz").read_bytes()
+    (tmp_path / "data.npz").unlink()
+    storage = spoiled("weights.npz", content)
+    assert_refused(
+        ExportError, "differs from its weights by 1", storage, trial.id, tmp_path / "out"
+    )
+
+
+def test_a_missing_reverb_is_refused(spoiled, trial, tmp_path):
+    storage = spoiled("reverb.wav", None)
+    assert_refused(BundleError, r"has no reverb\.wav", storage, trial.id, tmp_path / "out")
+
+
+def test_a_trial_whose_model_was_not_stored_is_refused(trial, dataset, small_run, tmp_path):
+    ledger = make_ledger(tmp_path / "runs", dataset, small_run)
+    ledger.append(trial)
+    match = "no model is stored"
+    assert_refused(TrialError, match, str(tmp_path / "runs"), trial.id, tmp_path / "out")
+
+
+def test_an_interrupt_leaves_nothing(storage, trial, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stage, "measure_rtf", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        promote(storage, trial.id, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
