@@ -1,0 +1,114 @@
+import dataclasses
+import io
+
+import pytest
+from rich.console import Console
+
+from sweeps.evaluate import Progress
+from sweeps.progress import (
+    HEARTBEAT_SECONDS,
+    Stopping,
+    SweepBegan,
+    SweepProgress,
+    TrialAdvanced,
+    TrialBegan,
+    TrialEnded,
+    TrialRetried,
+    Waited,
+)
+from sweeps.trial import Candidate, Reason, Trial
+from tests.sweeps.fakes import trial_of
+
+NARROW = Candidate.of({"channels": 4, "learning_rate": 0.00123456})
+WIDE = Candidate.of({"channels": 8, "learning_rate": 0.01})
+OBJECTIVES = ("val_loss", "rtf_ratio")
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def shown(clock, *events, terminal=False):
+    """What a display shows of some events; a number lets so many seconds pass."""
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=terminal, width=140)
+    with SweepProgress(console, clock=clock) as show:
+        for event in events:
+            if isinstance(event, float):
+                clock.now += event
+            else:
+                show(event)
+    return output.getvalue()
+
+
+def test_every_finished_trial_is_a_line(clock):
+    failed = Trial("s", WIDE, reason=Reason.DIVERGED, detail="NaN at step 7")
+    began = SweepBegan("s", OBJECTIVES, (), 3)
+    lines = shown(clock, began, TrialEnded(trial_of("s", NARROW)), TrialEnded(failed)).splitlines()
+    assert lines == [
+        "s: 0/3 trials finished",
+        f"[1/3] {NARROW.id[:6]}  completed  val_loss=2.5  rtf_ratio=0.5"
+        "  (channels=4 learning_rate=0.00123)",
+        f"[2/3] {WIDE.id[:6]}  failed: NaN at step 7  (channels=8 learning_rate=0.01)",
+    ]
+
+
+def test_a_continued_sweep_counts_what_it_holds(clock):
+    assert "s: 1/3 trials" in shown(clock, SweepBegan("s", OBJECTIVES, (trial_of("s", WIDE),), 3))
+
+
+def test_a_heartbeat_comes_after_a_long_silence_only(clock):
+    began = SweepBegan("s", OBJECTIVES, (), 3)
+    ended = TrialEnded(trial_of("s", NARROW))
+    advanced = TrialAdvanced(WIDE, Progress("train", 120, 300, 7.125))
+    gap = HEARTBEAT_SECONDS
+    quiet = [began, ended, TrialBegan(WIDE), advanced, gap - 1, advanced, Waited()]
+    assert len(shown(clock, *quiet).splitlines()) == 2
+    beats = shown(clock, *quiet, 1.0, Waited(), Waited(), gap, Waited()).splitlines()[2:]
+    assert len(beats) == 2
+    assert beats[0] == (
+        f"[1/3] running: {WIDE.id[:6]} train 120/300 · loss 7.125 · front 1 · best val_loss 2.5"
+        " · 60 s left"
+    )
+
+
+def test_a_died_worker_and_an_interrupt_are_told_of(clock):
+    text = shown(clock, TrialRetried(WIDE), Stopping(), HEARTBEAT_SECONDS, Stopping())
+    assert f"{WIDE.id[:6]}  worker died, trying again" in text
+    assert "stopping; what is not finished is kept" in text
+
+
+def test_a_terminal_shows_where_the_sweep_and_its_trials_are(clock):
+    text = shown(
+        clock,
+        SweepBegan("s", OBJECTIVES, (trial_of("s", NARROW),), 4),
+        TrialBegan(WIDE),
+        TrialAdvanced(WIDE, Progress("train", 120, 300, 7.125)),
+        TrialEnded(Trial("s", Candidate.of({"channels": 1}), reason=Reason.CRASHED)),
+        terminal=True,
+    )
+    assert "2/4 · front 1 · best val_loss 2.5 · 1 failed" in text
+    assert f"{WIDE.id[:6]}" in text
+    assert "train 120/300 · loss 7.125" in text
+
+
+def test_raw_costs_of_several_hosts_have_no_front(clock):
+
+    trials = []
+    for candidate, host in ((NARROW, "a"), (WIDE, "b")):
+        trial = trial_of("s", candidate, rtf=1.0)
+        provenance = dataclasses.replace(trial.provenance, host_fingerprint=host)
+        trials.append(dataclasses.replace(trial, provenance=provenance))
+    began = SweepBegan("s", ("val_loss", "rtf"), tuple(trials), 3)
+    text = shown(clock, began, HEARTBEAT_SECONDS, Waited())
+    assert "front" not in text
+    assert "best val_loss 1.25" in text
