@@ -6,6 +6,7 @@ the result is kept. Ray's own records of the run go to a scratch folder and are 
 a continued launch needs is the ledger and the checkpoints in the trials' work folders.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import importlib
@@ -25,18 +26,18 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, TextIO, cast
 
 import ray
-from pyarrow import fs
 from ray import tune
+from ray._private import ray_constants
 from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.experiment import Trial as RayTrial
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sweeps.config import RunConfig
-from sweeps.errors import SweepError
+from sweeps.errors import LedgerError, SweepError
 from sweeps.evaluate import Measure, Progress, Task
 from sweeps.ledger import Ledger, SweepFacts
 from sweeps.progress import (
@@ -60,6 +61,9 @@ from thesis.measure import RtfMeasurement
 
 RETRIES = 2
 """How often a candidate whose worker died is given to another one."""
+
+COMPACT_EVERY = 100
+"""Trials of a sweep between two mergers of its ledger's small files."""
 
 _OBJECT_STORE_BYTES = 128 * 2**20
 """Ray's shared memory on this machine. What is sent are small records and models of some KB."""
@@ -175,7 +179,8 @@ def launch(
             shared,
             data,
             Search(run.space, run.sweep, finished=finished, started=ledger.started()),
-            missing=trials - len(finished),
+            finished=len(finished),
+            asked=trials,
             slots=_Slots(cpus_per_trial, max_concurrent),
             on_event=on_event,
         )
@@ -417,7 +422,8 @@ class _Driver:
         data: DatasetFacts,
         search: Search,
         *,
-        missing: int,
+        finished: int,
+        asked: int,
         slots: _Slots,
         on_event: Listener,
     ) -> None:
@@ -428,7 +434,8 @@ class _Driver:
         self.interrupted = False
         self._data = data
         self._search = search
-        self._missing = missing
+        self._finished = finished
+        self._asked = asked
         self._slots = slots
         self._running: set[Candidate] = set()
         self._on_event = on_event
@@ -445,7 +452,7 @@ class _Driver:
     @property
     def complete(self) -> bool:
         """Whether no other candidate is to be started."""
-        enough = len(self.recorded) + len(self._running) >= self._missing
+        enough = self._finished + len(self.recorded) + len(self._running) >= self._asked
         return enough or self.exhausted or self.stopped
 
     def next_candidate(self) -> Candidate | None:
@@ -478,6 +485,9 @@ class _Driver:
         """A worker has recorded a trial."""
         self._running.discard(trial.candidate)
         self.recorded.append(trial)
+        if (self._finished + len(self.recorded)) % COMPACT_EVERY == 0:
+            with contextlib.suppress(LedgerError):  # it was for speed only; no record is lost
+                self.shared.ledger.compact()
         self._search.record(trial)
         self._on_event(TrialEnded(trial))
 
@@ -596,9 +606,11 @@ def _run(driver: _Driver, address: str | None, cpus_per_trial: float, scratch: P
       UserError: What every trial would meet.
     """
     try:
-        with _first_interrupt(driver.interrupt), _cluster(address, scratch):
+        with _first(signal.SIGINT, driver.interrupt), _cluster(address, scratch):
             _check_fits(cpus_per_trial)
-            _tune(driver, cpus_per_trial, scratch)
+            # Cluster managers end a job with SIGTERM. Ray has set a handler of its own by now.
+            with _first(signal.SIGTERM, driver.interrupt):
+                _tune(driver, cpus_per_trial, scratch)
     except KeyboardInterrupt:
         driver.interrupt()
     if driver.failure is not None:
@@ -607,27 +619,27 @@ def _run(driver: _Driver, address: str | None, cpus_per_trial: float, scratch: P
 
 
 @contextmanager
-def _first_interrupt(stop: Callable[[], None]) -> Iterator[None]:
-    """Calls `stop` at the first Ctrl-C; the second one is a KeyboardInterrupt as ever.
+def _first(number: signal.Signals, stop: Callable[[], None]) -> Iterator[None]:
+    """Calls `stop` at the first signal of a kind; the second one does what it did before.
 
     Does nothing in another thread than the main one, where signals cannot be handled, and where
-    the shell has interrupts ignored, as it does for jobs in the background.
+    the shell has the signal ignored, as it does with interrupts for jobs in the background.
     """
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.getsignal(number)
     in_main_thread = threading.current_thread() is threading.main_thread()
     if not in_main_thread or before is signal.SIG_IGN:
         yield
         return
 
-    def handle(number: int, frame: object) -> None:
-        signal.signal(signal.SIGINT, before)
+    def handle(_: int, frame: object) -> None:
+        signal.signal(number, before)
         stop()
 
-    signal.signal(signal.SIGINT, handle)
+    signal.signal(number, handle)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)
 
 
 def _check_fits(cpus_per_trial: float) -> None:
@@ -699,22 +711,34 @@ def _connect(address: str) -> None:
     except (OSError, ValueError) as error:
         raise SweepError(
             f"no Ray cluster at '{address}'",
-            hint="give host:port as 'ray status' shows it, on a machine of the cluster; or 'auto'",
+            hint="give host:port of its head, or 'auto' on one of its machines; "
+            "if it asks for a token, set RAY_AUTH_MODE=token",
         ) from error
 
 
 def _start_here(scratch: Path) -> None:
-    """Starts a cluster on this machine, reachable from nowhere else."""
-    ray.init(
-        address="local",  # whatever RAY_ADDRESS says
-        num_cpus=len(os.sched_getaffinity(0)),
-        object_store_memory=_OBJECT_STORE_BYTES,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _temp_dir=str(scratch / "ray"),
-        _node_ip_address="127.0.0.1",
-    )
+    """Starts a cluster on this machine, which listens to this machine only."""
+    with _loopback_only():
+        ray.init(
+            address="local",  # whatever RAY_ADDRESS says
+            num_cpus=len(os.sched_getaffinity(0)),
+            object_store_memory=_OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=str(scratch / "ray"),
+        )
+
+
+@contextmanager
+def _loopback_only() -> Iterator[None]:
+    """Has Ray use 127.0.0.1; asked for it by argument, it takes an outward address all the same."""
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 @contextmanager
@@ -756,21 +780,34 @@ def _scratch(ledger: Ledger) -> Iterator[Path]:
     temporary = tempfile.gettempdir()
     root = Path(temporary if len(temporary) <= 24 else "/tmp")
     folder = root / f"sweeps-{os.getuid()}-{digest}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    # The kernel gives the lock back however the process ends.
-    with (folder / "lock").open("w") as lock:
+    lock = _lock(folder / "lock", ledger.name)
+    try:
+        _remove(folder / "ray", folder / "tune")
+        yield folder
+    finally:
+        _remove(folder / "ray", folder / "tune")
+        (folder / "lock").unlink()
+        with contextlib.suppress(OSError):  # checkpoints are in it
+            folder.rmdir()
+        lock.close()
+
+
+def _lock(file: Path, sweep: str) -> TextIO:
+    """Opens a file that nobody else has open; the kernel frees it however this process ends."""
+    while True:
+        file.parent.mkdir(mode=0o700, exist_ok=True)
+        lock = file.open("w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            lock.close()
             raise SweepError(
-                f"sweep '{ledger.name}' is being launched already, on this machine",
-                hint=f"'sweeps status {ledger.name}' shows how far it is",
+                f"sweep '{sweep}' is being launched already, on this machine",
+                hint=f"'sweeps status {sweep}' shows how far it is",
             ) from None
-        _remove(folder / "ray", folder / "tune")
-        try:
-            yield folder
-        finally:
-            _remove(folder / "ray", folder / "tune")
+        if os.fstat(lock.fileno()).st_nlink:
+            return lock
+        lock.close()  # another launch has ended, and removed it, since it was opened
 
 
 def _remove(*folders: Path) -> None:
@@ -784,6 +821,5 @@ def _work_folder(ledger: Ledger, scratch: Path) -> Path:
     On an object store it is a folder of each machine, and a trial whose machine is lost starts
     again from its beginning.
     """
-    if isinstance(ledger.location.filesystem, fs.LocalFileSystem):
-        return Path(ledger.location.at(ledger.name), "work")
-    return scratch / "work"
+    local = ledger.location.local_folder
+    return local / ledger.name / "work" if local else scratch / "work"

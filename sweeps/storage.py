@@ -81,6 +81,11 @@ class Location:
             ) from error
         return cls(filesystem, path, storage)
 
+    @property
+    def local_folder(self) -> Path | None:
+        """The folder as the operating system knows it; None on an object store."""
+        return Path(self.path) if isinstance(self.filesystem, fs.LocalFileSystem) else None
+
     def show(self, name: str) -> str:
         """Returns a file's full name, for messages."""
         return f"{self.uri.rstrip('/')}/{name}"

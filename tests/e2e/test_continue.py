@@ -3,6 +3,7 @@
 What is launched is `command`; all else holds for any evaluator and any command line.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -73,6 +74,23 @@ def processes(mark):
     return found
 
 
+def reachable_from_outside(pids):
+    """Addresses, as /proc shows them, on which processes listen to more than this machine."""
+    sockets = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            links = [file.readlink().name for file in Path(f"/proc/{pid}/fd").iterdir()]
+            sockets |= {link[len("socket:[") : -1] for link in links if link.startswith("socket:")}
+    listening = []
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            _, address, _, state, *rest = line.split()
+            loopback = address.split(":")[0].endswith("0100007F")
+            if state == "0A" and rest[5] in sockets and not loopback:
+                listening.append(address)
+    return listening
+
+
 def wait_until(condition, seconds=60):
     deadline = time.monotonic() + seconds
     while not condition():
@@ -115,6 +133,7 @@ def test_a_killed_and_an_interrupted_sweep_continue_where_they_were(driver, tmp_
 
     interrupted = driver()
     wait_until(lambda: len(sweep.records()) > len(at_kill) and sweep.in_training())
+    assert reachable_from_outside(processes(tmp_path)) == []
     os.killpg(interrupted.pid, signal.SIGINT)  # as Ctrl-C does: the whole group
     output, _ = interrupted.communicate(timeout=60)
     assert interrupted.returncode == 130

@@ -1,5 +1,6 @@
 import dataclasses
 import os
+import shutil
 import signal
 from collections import Counter
 
@@ -194,7 +195,8 @@ def driver_of(shared, *, missing, slots=2, run=None, on_event=lambda event: None
         dataclasses.replace(shared, run=run),
         load_facts(shared.dataset),
         Search(run.space, run.sweep),
-        missing=missing,
+        finished=0,
+        asked=missing,
         slots=Slots(slots),
         on_event=on_event,
     )
@@ -226,6 +228,17 @@ def test_infeasible_candidates_are_recorded_at_once_and_count(shared):
     assert [type(event) for event in events] == [TrialEnded] * 3
 
 
+def test_many_records_are_merged_on_the_way(shared, storage, monkeypatch):
+    monkeypatch.setattr("sweeps.launch.COMPACT_EVERY", 2)
+    driver = driver_of(shared, missing=5)
+    for _ in range(3):
+        trial = trial_of("s", driver.next_candidate())
+        shared.ledger.append(trial)
+        driver.ended(trial)
+    assert len(records(storage)) == 1  # the other two are in one file
+    assert len(shared.ledger.ids()) == 3
+
+
 def test_a_worker_killed_for_its_memory_is_out_of_memory(shared):
     driver = driver_of(shared, missing=3)
     driver.crashed(driver.next_candidate(), ray.exceptions.OutOfMemoryError("memory"))
@@ -247,6 +260,16 @@ def test_a_sweep_is_launched_once_at_a_time_on_a_machine(shared):
         _scratch(shared.ledger).__enter__()
     with _scratch(shared.ledger):
         pass
+
+
+def test_the_scratch_folder_goes_with_the_launch_unless_it_holds_checkpoints(shared):
+    with _scratch(shared.ledger) as scratch:
+        (scratch / "ray").mkdir()
+    assert not scratch.exists()
+    with _scratch(shared.ledger) as scratch:
+        (scratch / "work").mkdir()
+    assert [f.name for f in scratch.iterdir()] == ["work"]
+    shutil.rmtree(scratch)
 
 
 def test_the_scratch_folder_leaves_room_for_ray_s_sockets(shared, tmp_path, monkeypatch):
@@ -379,10 +402,11 @@ def test_one_model_is_measured_at_a_time(cluster, start):
     assert [t.measurement.rtf for t in report.recorded] == [1, 1]
 
 
-def test_an_interrupt_leaves_everything_to_continue(cluster, start, storage):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_everything_to_continue(cluster, start, storage, number):
     def interrupt(event):
         if isinstance(event, TrialAdvanced) and len(records(storage)) >= 1:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
 
     report = start(4, evaluate="slow", on_event=interrupt)
     assert report.interrupted
