@@ -1,6 +1,7 @@
 """Shared by all tests: how hypothesis draws a decoder, and a dataset that is made in a second."""
 
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from thesis.config import DecoderConfig
+from thesis.export import reference_onnx
 from thesis.prepare import prepare_demo
+from thesis.runtimes.onnx_runtime import Session
 
 REAL_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 
@@ -33,6 +36,19 @@ st.register_type_strategy(
         norm=st.sampled_from(["none", "frame"]),
     ),
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _denormals_stay_what_they_are():
+    """Spends the switch that makes denormals zero on a thread of its own.
+
+    ONNX Runtime throws it once, in the thread that makes the first session, and never back. In the
+    thread of the tests it would have hypothesis refuse to draw numbers.
+    """
+    model = reference_onnx(sample_rate=16_000, hop_size=64)
+    thread = Thread(target=Session, args=(model,))
+    thread.start()
+    thread.join()
 
 
 @pytest.fixture(scope="session")
