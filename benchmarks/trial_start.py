@@ -61,7 +61,7 @@ def _two_trials(folder: Path, run: int) -> tuple[float, float]:
 
 def work(dataset: str, workdir: str) -> None:
     """Runs two trials, as a worker does, and prints when each took its first step and ended."""
-    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ.update(OMP_NUM_THREADS="1", SWEEPS_THREADS="1")
     moments = [_trial(dataset, Path(workdir), channels) for channels in _CHANNELS]
     print(json.dumps(moments))
 
