@@ -24,6 +24,8 @@ from thesis.measure import (
 )
 
 INPUTS = np.zeros((1, 2, 4), np.float32)
+CORES = os.sched_getaffinity(0)
+"""Of this process before anything was measured."""
 
 
 class Clock:
@@ -206,7 +208,6 @@ def test_a_model_that_cannot_be_loaded_is_an_error(small):
 
 
 def test_measuring_is_pinned_to_one_core_which_is_let_go_afterwards(fake_sessions, small):
-    allowed = os.sched_getaffinity(0)
     seen = set()
 
     def cost():
@@ -216,7 +217,7 @@ def test_measuring_is_pinned_to_one_core_which_is_let_go_afterwards(fake_session
     fake_sessions(cost, cost)
     measure_rtf(b"candidate", 1.0, small.measure)
     assert [len(cores) for cores in seen] == [1]
-    assert os.sched_getaffinity(0) == allowed
+    assert os.sched_getaffinity(0) == CORES
 
 
 def test_a_core_is_let_go_after_an_error_too(fake_sessions, small):
@@ -224,11 +225,10 @@ def test_a_core_is_let_go_after_an_error_too(fake_sessions, small):
         assert len(os.sched_getaffinity(0)) == 1
         raise KeyboardInterrupt
 
-    allowed = os.sched_getaffinity(0)
     fake_sessions(interrupted, interrupted)
     with pytest.raises(KeyboardInterrupt):
         measure_rtf(b"candidate", 1.0, small.measure)
-    assert os.sched_getaffinity(0) == allowed
+    assert os.sched_getaffinity(0) == CORES
 
 
 def test_systems_without_affinity_measure_without_it(monkeypatch):
