@@ -693,7 +693,7 @@ def _cluster(address: str | None, scratch: Path) -> Iterator[None]:
         stack.enter_context(_quiet_logs())
         if not ray.is_initialized():
             if address is None:
-                stack.enter_context(reaping(str(scratch)))
+                stack.enter_context(reaping(scratch / "ray"))
             stack.callback(ray.shutdown)
             if address is None:
                 _start_here(scratch)

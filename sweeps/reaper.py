@@ -11,56 +11,54 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-MARK = "SWEEPS_CLUSTER"
-"""Environment variable by which the processes of a cluster are told from all others."""
 
 _IN_ORDER = "the driver has stopped its cluster"
 
 _WATCH_SECONDS = 3.0
-"""How long after a driver's death processes are looked for. One that is being started shows no
-environment for a moment."""
+"""How long after a driver's death processes are looked for. One may be in the making."""
 
 
 @contextmanager
-def reaping(cluster: str) -> Iterator[None]:
-    """Ends the processes of a cluster when the block ends, or this process is killed inside it.
-
-    Those are the processes started in the block, and by them, and by those: they inherit `MARK`.
+def reaping(folder: Path) -> Iterator[None]:
+    """Ends a cluster's processes when the block ends, or when this process is killed inside it.
 
     Args:
-      cluster: A name that no other cluster on this machine has.
+      folder: Where the cluster keeps its sessions, and nobody else anything.
     """
-    command = [sys.executable, "-I", __file__, cluster]
+    command = [sys.executable, "-I", __file__, str(folder)]
     # In a session of its own: what interrupts or kills the driver's group must not end this too.
     reaper = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
-    os.environ[MARK] = cluster
     try:
         yield
     finally:
-        del os.environ[MARK]
         reaper.communicate(_IN_ORDER.encode())
 
 
-def members(cluster: str) -> list[int]:
-    """Returns the ids of the running processes of a cluster."""
-    mark = f"{MARK}={cluster}".encode()
+def users_of(folder: Path, *, but: Collection[int] = ()) -> list[int]:
+    """Returns the ids of the processes that have a file open in a folder.
+
+    All processes of a cluster do, and their children: their output goes to its logs. Nothing else
+    tells them as surely: Ray's titles overwrite command line and environment.
+    """
+    inside = f"{folder}/"
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # gone meanwhile, or another user's
-            if mark in (process / "environ").read_bytes().split(b"\0"):
+            files = (str(file.readlink()) for file in (process / "fd").iterdir())
+            if int(process.name) not in but and any(file.startswith(inside) for file in files):
                 found.append(int(process.name))
     return found
 
 
-def main(cluster: str) -> None:
-    """Waits for the end of stdin, then kills the cluster's processes, and what they still start."""
+def main(folder: Path) -> None:
+    """Waits for the end of stdin, then kills a cluster's processes, and what they still start."""
+    driver = os.getppid()
     in_order = sys.stdin.read() == _IN_ORDER
     watch_until = time.monotonic() + (0 if in_order else _WATCH_SECONDS)
-    while (found := members(cluster)) or time.monotonic() < watch_until:
+    while (found := users_of(folder, but=[driver])) or time.monotonic() < watch_until:
         for process in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
@@ -68,4 +66,4 @@ def main(cluster: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(Path(sys.argv[1]))

@@ -18,7 +18,6 @@ from sweeps.trial import Status
 from tests.sweeps.fakes import evaluator, make_dataset
 
 TRIALS = 8
-MARK = "SWEEPS_TEST_CONTINUE"
 
 DRIVER = """
 import sys
@@ -61,16 +60,14 @@ class Sweep:
         return {f.parent.name for f in (self.folder / "work").glob("*/step")}
 
 
-def processes(mark):
-    """Running processes that descend from the marked one, itself included."""
-    found = []
+def processes(driver):
+    """Running processes of a driver's session, which is all that it starts: id -> command."""
+    found = {}
     for process in Path("/proc").glob("[0-9]*"):
-        try:
-            environment = (process / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue  # gone, or another user's
-        if f"{MARK}={mark}".encode() in environment:
-            found.append(int(process.name))
+        with contextlib.suppress(OSError):  # gone meanwhile
+            state, _, _, session = (process / "stat").read_text().rpartition(")")[2].split()[:4]
+            if state != "Z" and int(session) == driver.pid:
+                found[int(process.name)] = (process / "cmdline").read_text().strip("\0")
     return found
 
 
@@ -99,55 +96,58 @@ def wait_until(condition, seconds=60):
 
 
 @pytest.fixture
-def driver(tmp_path):
+def launched(tmp_path):
     """Starts the same launch again and again."""
-    dataset, storage, mark = make_dataset(tmp_path / "data"), tmp_path / "sweeps", str(tmp_path)
+    dataset, storage, drivers = make_dataset(tmp_path / "data"), tmp_path / "sweeps", []
 
-    def driver():
-        return subprocess.Popen(
-            command(dataset, storage),
-            env={**os.environ, MARK: mark},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
+    def launched():
+        drivers.append(
+            subprocess.Popen(
+                command(dataset, storage),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
         )
+        return drivers[-1]
 
-    yield driver
-    for process in processes(mark):
-        os.kill(process, signal.SIGKILL)
+    yield launched
+    for driver in drivers:
+        driver.kill()
+        driver.communicate()
 
 
 @pytest.mark.timeout(180)
-def test_a_killed_and_an_interrupted_sweep_continue_where_they_were(driver, tmp_path):
+def test_a_killed_and_an_interrupted_sweep_continue_where_they_were(launched, tmp_path):
     sweep = Sweep(tmp_path / "sweeps" / "killed")
 
-    killed = driver()
+    killed = launched()
     wait_until(lambda: len(sweep.records()) >= 2 and sweep.in_training())
     killed.send_signal(signal.SIGKILL)
-    killed.communicate()
-    wait_until(lambda: not processes(tmp_path), seconds=20)
+    killed.communicate(timeout=20)  # when the last process has closed the driver's output
+    assert processes(killed) == {}
     at_kill, in_flight = sweep.records(), sweep.started()
     assert 2 <= len(at_kill) < TRIALS
     assert in_flight - set(at_kill)
 
-    interrupted = driver()
+    interrupted = launched()
     wait_until(lambda: len(sweep.records()) > len(at_kill) and sweep.in_training())
-    assert reachable_from_outside(processes(tmp_path)) == []
+    assert reachable_from_outside(processes(interrupted)) == []
     os.killpg(interrupted.pid, signal.SIGINT)  # as Ctrl-C does: the whole group
     output, _ = interrupted.communicate(timeout=60)
     assert interrupted.returncode == 130
     assert output.endswith("interrupted, launch again to continue\n")
     assert "Traceback" not in output
-    assert processes(tmp_path) == []
+    assert processes(interrupted) == {}
     at_interrupt = sweep.records()
     assert in_flight <= set(at_interrupt) | sweep.started()
 
-    last = driver()
+    last = launched()
     output, _ = last.communicate(timeout=120)
     assert last.returncode == 0
     assert f"'killed' has {TRIALS} of {TRIALS} trials" in output
-    assert processes(tmp_path) == []
+    assert processes(last) == {}
 
     at_end = sweep.records()
     assert len(at_end) == TRIALS
@@ -163,6 +163,6 @@ def test_a_killed_and_an_interrupted_sweep_continue_where_they_were(driver, tmp_
     resumed = {t.id for t in trials if t.measurement.train_loss > 0}  # the step it began at
     assert resumed & in_flight
 
-    output, _ = driver().communicate(timeout=60)
+    output, _ = launched().communicate(timeout=60)
     assert output.endswith(f"'killed' has {TRIALS} finished trials already: nothing to do\n")
     assert sweep.records() == at_end
