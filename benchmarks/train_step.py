@@ -113,7 +113,7 @@ def _compare(dataset: Dataset, channels: int, rounds: int) -> _Comparison:
 def _losses(model: "Model", stock: "StockModel", clips: Clips) -> tuple[float, float, float]:
     """Returns the mean loss of the clips in float64, by our synthesis, and by stock ddsp's."""
     from thesis._ddsp import tf
-    from thesis.synthesis import spectral_loss
+    from thesis.losses import spectral_loss
 
     tf.random.set_seed(0)
     noise = tf.random.uniform(clips.audio.shape, -1.0, 1.0)
@@ -151,7 +151,7 @@ def _float64_loss(model: "Model", clips: Clips, noise: npt.NDArray[np.float32]) 
 
 def _spectral_distance(target: npt.NDArray[np.float64], audio: npt.NDArray[np.float64]) -> float:
     """Returns the multi-scale spectral loss of one clip, in float64."""
-    from thesis.synthesis import FFT_SIZES
+    from thesis.losses import FFT_SIZES
 
     loss = 0.0
     for size in FFT_SIZES:

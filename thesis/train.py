@@ -15,11 +15,15 @@ from thesis.build import Model
 from thesis.config import TrainConfig
 from thesis.controls import decoder_inputs, white_noise
 from thesis.data import Clips
-from thesis.synthesis import Synthesizer, spectral_loss
+from thesis.losses import magnitude_bytes, magnitudes, spectral_distance, spectral_loss
+from thesis.synthesis import Synthesizer
 
 REPORT_EVERY = 10
 """Steps between two progress reports."""
 VALIDATION_BATCH = 8
+CACHE_BYTES = 2**30
+"""Memory for the spectrograms of whole clips, 3 MB for one of 4 s at 16 kHz. A dataset that needs
+more, or random crops, has them computed in every step, a tenth of its time."""
 
 
 class DivergedError(Exception):
@@ -66,7 +70,7 @@ def train(
             config.learning_rate, config.decay_steps, config.decay_rate
         )
     )
-    variables = _trainable(model)
+    weights = [*model.decoder.weights.values()]
     done = tf.Variable(0, dtype=tf.int64)
     recent = tf.Variable(np.full(REPORT_EVERY, np.nan))
     state = {"model": model, "optimizer": optimizer, "done": done, "recent": recent}
@@ -75,20 +79,23 @@ def train(
         manager.checkpoint.restore(manager.latest_checkpoint)
         if done == config.steps:
             yield Report(int(done), _mean(recent))
-    loss_of = _training_loss(model.synthesizer)
+    decode, loss_and_slopes = tf.function(model.decoder), _loss_and_slopes(model.synthesizer)
     batches = _Batches(clips, config, model.synthesizer)
     for step in range(int(done), config.steps):
         batch = batches[step]
         with tf.GradientTape() as tape:
-            outputs = model.decoder(batch.inputs)
-            # As a tensor: a variable would have the graph traced anew for every model.
-            response = tf.convert_to_tensor(model.impulse_response)
-            loss = loss_of(outputs, response, batch.f0_hz, batch.audio, batch.seed)
-        gradients, norm = tf.clip_by_global_norm(tape.gradient(loss, variables), config.clip_norm)
+            outputs = decode(batch.inputs)
+        # As a tensor: a variable would have the graph traced anew for every model.
+        response = tf.convert_to_tensor(model.impulse_response)
+        loss, slope, response_gradient = loss_and_slopes(
+            outputs, response, batch.f0_hz, batch.target, batch.seed
+        )
+        gradients = [*tape.gradient(outputs, weights, output_gradients=slope), response_gradient]
+        gradients, norm = tf.clip_by_global_norm(gradients, config.clip_norm)
         value = float(loss)
         if not (math.isfinite(value) and math.isfinite(norm)):
             raise DivergedError(step + 1, float(recent[-1]) if step else None)
-        optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        optimizer.apply_gradients(zip(gradients, [*weights, model.impulse_response], strict=True))
         recent.assign([*recent.numpy()[1:], value])
         done.assign(step + 1)
         if manager and (step + 1) % config.checkpoint_every == 0:
@@ -135,11 +142,6 @@ def _mean(recent: Any) -> float:
     return float(np.nanmean(recent.numpy()))
 
 
-def _trainable(model: Model) -> list[Any]:
-    reverb = [model.impulse_response] if model.impulse_response.shape[0] else []
-    return [*model.decoder.weights.values(), *reverb]
-
-
 def _checkpoint_manager(folder: Path | None, **state: Any) -> Any:
     if folder is None:
         return None
@@ -149,20 +151,30 @@ def _checkpoint_manager(folder: Path | None, **state: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=8)
-def _training_loss(synthesizer: Synthesizer) -> Any:
-    """Returns synthesis and loss as one graph.
+def _loss_and_slopes(synthesizer: Synthesizer) -> Any:
+    """Returns synthesis, loss and their gradients as one graph.
 
-    Its shapes do not depend on the decoder, so a worker traces it once and every later trial
-    starts at once; the decoder itself runs eagerly, which costs it nothing at this size.
+    Its shapes do not depend on the decoder, so a worker traces it once, which takes seconds; a
+    later trial traces its decoder only, in less than one. The gradients are taken inside: a tape
+    around the graph would have it keep, and follow, much more than it needs.
     """
 
     @tf.function  # type: ignore[untyped-decorator]
-    def loss(outputs: Any, impulse_response: Any, f0_hz: Any, audio: Any, seed: Any) -> Any:
-        noise = tf.random.stateless_uniform(audio.shape, seed, minval=-1.0, maxval=1.0)
-        rendered = synthesizer(outputs, f0_hz, noise, impulse_response)
-        return tf.reduce_mean(spectral_loss(audio, rendered))
+    def loss_and_slopes(
+        outputs: Any, impulse_response: Any, f0_hz: Any, target: list[Any], seed: Any
+    ) -> tuple[Any, Any, Any]:
+        batch, n_frames = f0_hz.shape
+        shape = [batch, n_frames * synthesizer.hop_size]
+        noise = tf.random.stateless_uniform(shape, seed, minval=-1.0, maxval=1.0)
+        with tf.GradientTape() as tape:
+            tape.watch([outputs, impulse_response])
+            rendered = synthesizer(outputs, f0_hz, noise, impulse_response)
+            loss = tf.reduce_mean(spectral_distance(target, rendered))
+        # Without a reverb the loss does not depend on its (empty) response.
+        none = tf.UnconnectedGradients.ZERO
+        return loss, *tape.gradient(loss, [outputs, impulse_response], unconnected_gradients=none)
 
-    return loss
+    return loss_and_slopes
 
 
 @functools.lru_cache(maxsize=8)
@@ -178,7 +190,7 @@ def _validation_loss(synthesizer: Synthesizer) -> Any:
 class _Batch:
     inputs: Any
     f0_hz: Any
-    audio: Any
+    target: list[Any]
     seed: Any
 
 
@@ -193,6 +205,8 @@ class _Batches:
         crop = round(config.crop_seconds * synthesizer.sample_rate / synthesizer.hop_size)
         self._n_frames = min(crop, n_frames) if crop else n_frames
         self._last_start = n_frames - self._n_frames
+        size = magnitude_bytes(clips.audio.shape[1]) * len(clips)
+        self._known = self._all_magnitudes() if not crop and size <= CACHE_BYTES else None
 
     def __getitem__(self, step: int) -> _Batch:
         rows = self._rows(step)
@@ -203,9 +217,21 @@ class _Batches:
         return _Batch(
             inputs=tf.constant(decoder_inputs(f0_hz, loudness_db)),
             f0_hz=tf.constant(f0_hz),
-            audio=tf.constant(self._crop(self._clips.audio, rows, starts, self._hop_size)),
+            target=self._target(rows, starts),
             seed=tf.constant([self._config.seed, step], tf.int32),
         )
+
+    def _target(self, rows: Any, starts: Any) -> list[Any]:
+        """Returns the magnitudes of a step's clips, from memory where they are kept."""
+        if self._known is not None:
+            return [tf.gather(known, rows) for known in self._known]
+        crops = self._crop(self._clips.audio, rows, starts, self._hop_size)
+        return list(magnitudes(tf.constant(crops)))
+
+    def _all_magnitudes(self) -> list[Any]:
+        """Returns the magnitudes of every clip. They never change, and a step needs many."""
+        each = [magnitudes(tf.constant(clip[None])) for clip in self._clips.audio]
+        return [tf.concat(of_size, axis=0) for of_size in zip(*each, strict=True)]
 
     def _rows(self, step: int) -> npt.NDArray[np.int64]:
         """Returns the clips of a step: every clip once an epoch, in an order of its own."""

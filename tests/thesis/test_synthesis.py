@@ -12,7 +12,8 @@ from thesis import reference
 from thesis._ddsp import ddsp, tf
 from thesis.config import SynthConfig
 from thesis.controls import Outputs, white_noise
-from thesis.synthesis import Synthesizer, exp_sigmoid, spectral_loss
+from thesis.losses import spectral_loss
+from thesis.synthesis import Synthesizer, exp_sigmoid
 
 RATE, HOP = 16_000, 64
 AUDIO_TOLERANCE = 1e-4

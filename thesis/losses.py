@@ -1,0 +1,128 @@
+"""ddsp's multi-scale spectral loss, with its gradient in closed form. Needs TensorFlow."""
+
+from typing import Any
+
+import numpy as np
+
+from thesis._ddsp import tf
+
+FFT_SIZES = (2048, 1024, 512, 256, 128, 64)
+_OVERLAP = 4
+"""Frames that a sample is in: the hop is a quarter of the frame."""
+
+
+def spectral_loss(target_audio: Any, audio: Any) -> Any:
+    """Returns the spectral loss of each clip, [batch].
+
+    The L1 distance of magnitudes and of log magnitudes, summed over six FFT sizes (Engel et al.
+    2020, section 4.2.1). Its mean over the batch equals `ddsp.losses.SpectralLoss` with
+    `mag_weight = logmag_weight = 1`.
+
+    Args:
+      target_audio: [batch, samples].
+      audio: [batch, samples]. The gradient is with respect to this.
+    """
+    return spectral_distance(magnitudes(tf.convert_to_tensor(target_audio)), audio)
+
+
+def spectral_distance(target: list[Any], audio: Any) -> Any:
+    """As `spectral_loss`, for a target whose magnitudes are known.
+
+    Both distances of a magnitude V to its target T have the same sign, so the gradient is
+    `sign(V - T) * (1 + 1 / V)` along the spectrum: one inverse FFT for each size, where
+    differentiating step by step takes several passes over every spectrogram.
+
+    Args:
+      target: What `magnitudes` returns for the target.
+      audio: [batch, samples].
+    """
+
+    @tf.custom_gradient  # type: ignore[untyped-decorator]
+    def loss(audio: Any) -> Any:
+        distance, gradients = _compare(target, _spectra(audio))
+
+        def gradient(upstream: Any) -> Any:
+            frames = [tf.signal.irfft(spectrum) for spectrum in gradients]
+            return upstream[:, None] * _overlap_added(frames)[:, : audio.shape[1]]
+
+        return distance, gradient
+
+    return loss(tf.convert_to_tensor(audio))
+
+
+@tf.function  # type: ignore[untyped-decorator]
+def magnitudes(audio: Any) -> list[Any]:
+    """Returns the magnitude spectrogram of each FFT size, [batch, frames, size // 2 + 1]."""
+    return list(_absolute(_spectra(audio)))
+
+
+def magnitude_bytes(n_samples: int) -> int:
+    """Returns the memory that the magnitudes of one clip take: about 12 times its audio's."""
+    frames = [-(-n_samples // (size // _OVERLAP)) for size in FFT_SIZES]
+    return 4 * sum(n * (size // 2 + 1) for n, size in zip(frames, FFT_SIZES, strict=True))
+
+
+def _spectra(audio: Any) -> list[Any]:
+    """Returns the windowed spectra of each size, complex [batch, frames, size // 2 + 1]."""
+    return [tf.signal.rfft(frames) for frames in _framed(audio)]
+
+
+@tf.function(jit_compile=True)  # type: ignore[untyped-decorator]
+def _framed(audio: Any) -> list[Any]:
+    """Returns the windowed frames of each size, [batch, frames, size], zeros after the end."""
+    framed = []
+    for size in FFT_SIZES:
+        hop = size // _OVERLAP
+        n_frames = -(-audio.shape[1] // hop)
+        after = (n_frames + _OVERLAP - 1) * hop - audio.shape[1]
+        blocks = tf.reshape(tf.pad(audio, [[0, 0], [0, after]]), [audio.shape[0], -1, hop])
+        quarters = [blocks[:, i : i + n_frames] for i in range(_OVERLAP)]
+        framed.append(tf.concat(quarters, axis=-1) * _window(size))
+    return framed
+
+
+@tf.function(jit_compile=True)  # type: ignore[untyped-decorator]
+def _overlap_added(framed: list[Any]) -> Any:
+    """Returns the sum over sizes of the windowed, overlapping frames: `_framed` transposed."""
+    sums = []
+    for size, frames in zip(FFT_SIZES, framed, strict=True):
+        batch, n_frames, _ = frames.shape
+        quarters = tf.reshape(frames * _window(size), [batch, n_frames, _OVERLAP, -1])
+        blocks = [
+            tf.pad(quarters[:, :, i], [[0, 0], [i, _OVERLAP - 1 - i], [0, 0]])
+            for i in range(_OVERLAP)
+        ]
+        sums.append(tf.reshape(tf.add_n(blocks), [batch, -1]))
+    shortest = min(audio.shape[1] for audio in sums)
+    return tf.add_n([audio[:, :shortest] for audio in sums])
+
+
+@tf.function(jit_compile=True)  # type: ignore[untyped-decorator]
+def _absolute(spectra: list[Any]) -> list[Any]:
+    return [tf.abs(spectrum) for spectrum in spectra]
+
+
+@tf.function(jit_compile=True)  # type: ignore[untyped-decorator]
+def _compare(target: list[Any], spectra: list[Any]) -> tuple[Any, list[Any]]:
+    """Returns the loss, [batch], and its gradient as spectra, which irfft takes to frames."""
+    loss, gradients = 0.0, []
+    for size, wanted, spectrum in zip(FFT_SIZES, target, spectra, strict=True):
+        magnitude = tf.abs(spectrum)
+        apart = tf.abs(wanted - magnitude) + tf.abs(_safe_log(wanted) - _safe_log(magnitude))
+        loss += tf.reduce_mean(apart, axis=[1, 2])
+        inverse = tf.where(magnitude > 0.0, 1.0 / tf.where(magnitude > 0.0, magnitude, 1.0), 0.0)
+        slope = tf.sign(magnitude - wanted) * (1.0 + inverse) * inverse
+        # irfft divides by the size, and counts all bins twice but the first and the last.
+        weights = np.full(size // 2 + 1, size / 2, np.float32)
+        weights[[0, -1]] = size
+        slope *= weights / (wanted.shape[1] * wanted.shape[2])
+        gradients.append(tf.complex(slope * tf.math.real(spectrum), slope * tf.math.imag(spectrum)))
+    return loss, gradients
+
+
+def _window(size: int) -> Any:
+    return (0.5 - 0.5 * np.cos(2.0 * np.pi * np.arange(size) / size)).astype(np.float32)
+
+
+def _safe_log(x: Any) -> Any:
+    return tf.math.log(tf.where(x <= 0.0, 1e-5, x))
