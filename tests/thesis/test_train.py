@@ -237,12 +237,13 @@ def test_crops_begin_anywhere_from_the_first_frame_to_the_last_possible(small):
 
 @pytest.mark.parametrize("cache_bytes", [0, 2**30])
 def test_targets_are_the_same_whether_they_are_kept_or_computed(
-    clips, small, monkeypatch, cache_bytes
+    make_model, clips, small, monkeypatch, cache_bytes
 ):
     from thesis.losses import magnitudes
 
     monkeypatch.setattr(stage, "CACHE_BYTES", cache_bytes)
-    batch = batches(clips, replace(small.train, crop_seconds=0.0), small)
+    config = replace(small.train, crop_seconds=0.0)
+    batch = stage._Batches(clips, config, make_model().synthesizer)
     rows = batch._rows(3)
     for of_size, expected in zip(batch[3].target, magnitudes(clips.audio[rows]), strict=True):
         np.testing.assert_allclose(of_size, expected, rtol=1e-5, atol=1e-5)
