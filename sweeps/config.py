@@ -168,7 +168,8 @@ def load_run(run_file: Path, overrides: Sequence[str] = ()) -> RunConfig:
         gin.parse_config_file(str(run_file))
         gin.parse_config([_binding(override) for override in overrides])
         gin.finalize()
-    return _run_from_gin(gin.config_str(max_line_length=100))
+    # What gin prints may be in another order than what it has read.
+    return parse_run(gin.config_str(max_line_length=100))
 
 
 def parse_run(text: str) -> RunConfig:

@@ -15,6 +15,7 @@
 Nothing in a bundle is pickled, and nothing is loaded before its checksum is right.
 """
 
+import io
 import json
 import shutil
 from collections.abc import Mapping
@@ -224,10 +225,17 @@ def verify_bundle(path: Path) -> ModelBundle:
 
 
 def write_audio(path: Path, audio: npt.NDArray[np.float32], sample_rate: int) -> None:
-    """Writes mono audio as 32-bit float, so that it is read back exactly."""
+    """Writes mono audio as 32-bit float, so that it is read back exactly.
+
+    Raises:
+      OSError: The file cannot be written.
+    """
     import soundfile
 
-    soundfile.write(path, audio, sample_rate, subtype="FLOAT", format="WAV")
+    # By way of memory: soundfile does not say why it could not write, the operating system does.
+    encoded = io.BytesIO()
+    soundfile.write(encoded, audio, sample_rate, subtype="FLOAT", format="WAV")
+    path.write_bytes(encoded.getvalue())
 
 
 def read_audio(path: Path) -> npt.NDArray[np.float32]:

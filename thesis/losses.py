@@ -28,9 +28,9 @@ def spectral_loss(target_audio: Any, audio: Any) -> Any:
 def spectral_distance(target: list[Any], audio: Any) -> Any:
     """As `spectral_loss`, for a target whose magnitudes are known.
 
-    Both distances of a magnitude V to its target T have the same sign, so the gradient is
-    `sign(V - T) * (1 + 1 / V)` along the spectrum: one inverse FFT for each size, where
-    differentiating step by step takes several passes over every spectrogram.
+    For a magnitude V and its target T the gradient is `sign(V - T) + sign(log V - log T) / V` along
+    the spectrum: one inverse FFT for each size, where differentiating step by step takes several
+    passes over every spectrogram.
 
     Args:
       target: What `magnitudes` returns for the target.
@@ -108,10 +108,11 @@ def _compare(target: list[Any], spectra: list[Any]) -> tuple[Any, list[Any]]:
     loss, gradients = 0.0, []
     for size, wanted, spectrum in zip(FFT_SIZES, target, spectra, strict=True):
         magnitude = tf.abs(spectrum)
-        apart = tf.abs(wanted - magnitude) + tf.abs(_safe_log(wanted) - _safe_log(magnitude))
-        loss += tf.reduce_mean(apart, axis=[1, 2])
+        over, log_over = magnitude - wanted, _safe_log(magnitude) - _safe_log(wanted)
+        loss += tf.reduce_mean(tf.abs(over) + tf.abs(log_over), axis=[1, 2])
         inverse = tf.where(magnitude > 0.0, 1.0 / tf.where(magnitude > 0.0, magnitude, 1.0), 0.0)
-        slope = tf.sign(magnitude - wanted) * (1.0 + inverse) * inverse
+        # The two signs differ where the target is silent: its logarithm is that of 1e-5.
+        slope = (tf.sign(over) + tf.sign(log_over) * inverse) * inverse
         # irfft divides by the size, and counts all bins twice but the first and the last.
         weights = np.full(size // 2 + 1, size / 2, np.float32)
         weights[[0, -1]] = size

@@ -100,9 +100,11 @@ def harmonic(
     f0 = f0_hz.astype(np.float64)
     up = np.arange(hop_size) / hop_size
     f0_next = np.append(f0[1:], f0[-1])
-    f0_samples = (f0[:, None] * (1 - up) + f0_next[:, None] * up).ravel()
-    cycles = np.cumsum(f0_samples / sample_rate)
-    cycles -= np.floor(cycles)
+    f0_frames = f0[:, None] * (1 - up) + f0_next[:, None] * up
+    within = np.cumsum(f0_frames / sample_rate, axis=1)
+    before = np.cumsum(np.append(0.0, within[:-1, -1] % 1.0))
+    cycles = ((before[:, None] + within) % 1.0).ravel()
+    f0_samples = f0_frames.ravel()
     hann = 0.5 - 0.5 * np.cos(np.pi * up)
     amplitudes_next = np.concatenate([amplitudes[1:], amplitudes[-1:]])
     audio = np.zeros(f0_samples.size)

@@ -44,7 +44,7 @@ def render_recording(
     try:
         write_audio(temporary, rendering, sample_rate)
         temporary.replace(out)
-    except (OSError, RuntimeError) as error:  # soundfile's errors are RuntimeErrors
+    except OSError as error:
         raise AudioError(f"cannot write '{out}'", hint="choose another place") from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -45,8 +45,9 @@ class Session:
             self.hop_size: int = self.metadata["hop_size"]
         except Exception as error:  # ONNX Runtime raises a family of its own, without a base
             name = model.name if isinstance(model, Path) else "model"
+            said = str(error).partition("\n")[0]
             raise ExportError(
-                f"{name} is no decoder that ONNX Runtime can load: {str(error).splitlines()[0]}",
+                f"{name} is no decoder that ONNX Runtime can load: {said}",
                 hint="export or promote the trial again",
             ) from error
 
