@@ -693,7 +693,7 @@ def _cluster(address: str | None, scratch: Path) -> Iterator[None]:
         stack.enter_context(_quiet_logs())
         if not ray.is_initialized():
             if address is None:
-                stack.enter_context(reaping(scratch / "ray"))
+                stack.enter_context(reaping(_ray_folder(scratch)))
             stack.callback(ray.shutdown)
             if address is None:
                 _start_here(scratch)
@@ -726,7 +726,7 @@ def _start_here(scratch: Path) -> None:
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            _temp_dir=str(scratch / "ray"),
+            _temp_dir=str(_ray_folder(scratch)),
         )
 
 
@@ -776,16 +776,16 @@ def _scratch(ledger: Ledger) -> Iterator[Path]:
     Raises:
       SweepError: Another process launches this sweep on this machine.
     """
-    digest = hashlib.sha256(ledger.uri.encode()).hexdigest()[:10]
+    digest = hashlib.sha256(f"{os.getuid()} {ledger.uri}".encode()).hexdigest()[:10]
     temporary = tempfile.gettempdir()
-    root = Path(temporary if len(temporary) <= 24 else "/tmp")
-    folder = root / f"sweeps-{os.getuid()}-{digest}"
+    root = Path(temporary if len(temporary) <= 12 else "/tmp")
+    folder = root / f"sweeps-{digest}"
     lock = _lock(folder / "lock", ledger.name)
     try:
-        _remove(folder / "ray", folder / "tune")
+        _remove(*folder.glob("r[0-9]*"), folder / "tune")
         yield folder
     finally:
-        _remove(folder / "ray", folder / "tune")
+        _remove(_ray_folder(folder), folder / "tune")
         (folder / "lock").unlink()
         with contextlib.suppress(OSError):  # checkpoints are in it
             folder.rmdir()
@@ -808,6 +808,15 @@ def _lock(file: Path, sweep: str) -> TextIO:
         if os.fstat(lock.fileno()).st_nlink:
             return lock
         lock.close()  # another launch has ended, and removed it, since it was opened
+
+
+def _ray_folder(scratch: Path) -> Path:
+    """Returns where Ray keeps this launch's sessions.
+
+    No launch before used it: what ends a killed driver's cluster may still be about, and would
+    take the processes of this one for that one's.
+    """
+    return scratch / f"r{os.getpid()}"
 
 
 def _remove(*folders: Path) -> None:

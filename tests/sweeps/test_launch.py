@@ -13,6 +13,7 @@ from sweeps.launch import (
     LaunchReport,
     _connect,
     _Driver,
+    _ray_folder,
     _scratch,
     _Shared,
     evaluate_and_record,
@@ -264,7 +265,10 @@ def test_a_sweep_is_launched_once_at_a_time_on_a_machine(shared):
 
 def test_the_scratch_folder_goes_with_the_launch_unless_it_holds_checkpoints(shared):
     with _scratch(shared.ledger) as scratch:
-        (scratch / "ray").mkdir()
+        _ray_folder(scratch).mkdir()
+        (scratch / "r7").mkdir()  # of a launch that was killed
+    with _scratch(shared.ledger) as scratch:
+        assert not (scratch / "r7").exists()
     assert not scratch.exists()
     with _scratch(shared.ledger) as scratch:
         (scratch / "work").mkdir()
@@ -275,8 +279,8 @@ def test_the_scratch_folder_goes_with_the_launch_unless_it_holds_checkpoints(sha
 def test_the_scratch_folder_leaves_room_for_ray_s_sockets(shared, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("long" * 20)))
     with _scratch(shared.ledger) as scratch:
-        socket = scratch / "ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
-        assert len(str(socket)) <= 107
+        session = "session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
+        assert len(str(scratch / "r1234567" / session)) <= 107
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "no.such.host:6379"])
