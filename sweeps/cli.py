@@ -376,7 +376,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = add("demo", _demo, "run the whole thing on a synthetic instrument, in minutes",
         "sweeps demo --out demo")  # fmt: skip
     demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="default: demo")
-    demo.add_argument("--trials", type=_positive, default=10, metavar="K", help="default: 10")
+    demo.add_argument("--trials", type=_positive, default=12, metavar="K", help="default: 12")
     return parser
 
 

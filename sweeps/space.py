@@ -112,8 +112,9 @@ class SearchSpace:
     def candidate(self, values: Mapping[str, AxisValue]) -> Candidate:
         """Returns the canonical candidate with these axis values.
 
-        Axes that make no difference to the model are left out: two settings that build the same
-        network are the same candidate and are tried once.
+        Axes that make no difference to the model are left out, so that settings which differ in
+        those only are one candidate and are tried once. (Without dilation, layers and stacks of
+        one product build the same network too; those are not told apart.)
 
         Raises:
           SpaceError: An axis is missing, unknown, or has a value outside its domain.

@@ -73,7 +73,8 @@ class DecoderConfig:
       expansion: Channel multiplier inside an inverted bottleneck, 1 to 8. Without effect on plain
         blocks.
       causal: Pad on the left only, so that no output frame sees a later input frame.
-      norm: 'frame', layer norm over the channels of each frame (streamable); 'none'.
+      norm: 'frame', layer norm over the channels of each frame (streamable); 'none'. Over one or
+        two channels little more than signs is left of the signal.
     """
 
     channels: int = 8
