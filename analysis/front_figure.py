@@ -13,8 +13,6 @@ from sweeps.trial import Status, Trial
 
 _FRONT, _OTHER, _MARK = "#0b6e8f", "#b9c2c8", "#d1495b"
 _TICKS = [m * 10.0**e for e in range(-6, 9) for m in (1, 1.5, 2, 3, 5, 7)]
-_NEAR = 0.045
-"""Share of the axes within which two labels would overlap."""
 
 
 def draw_front(
@@ -54,6 +52,8 @@ def draw_front(
     dots(baseline, s=150, marker="s", label="baseline, DDSP-CNN-Tiny", **ring)
     dots([knee] if knee else [], s=170, label="knee", **ring)
     _scale(axes, cost, _points(completed, cost, quality)[0])
+    of_members, of_all = (_points(t, cost, quality)[1] for t in (front.members, completed))
+    _focus(axes, of_members, of_all, quality.sign)
     _label(axes, front.members, cost, quality)
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     axes.set_xlabel(_axis_label(cost))
@@ -82,20 +82,33 @@ def _scale(axes: Axes, cost: Objective, x: Sequence[float]) -> None:
     axes.margins(x=0.12, y=0.12)
 
 
+def _focus(axes: Axes, members: Sequence[float], all_values: Sequence[float], sign: int) -> None:
+    """Shows the front and what is near it; says how many trials are further off."""
+    best = min((sign * value for value in members), default=0.0)
+    worst = max((sign * value for value in members), default=0.0)
+    if best == worst:
+        return
+    limit = worst + (worst - best)
+    beyond = sum(sign * value > limit for value in all_values)
+    ends = sorted((sign * (best - 0.25 * (worst - best)), sign * limit))
+    axes.set_ylim(*ends)
+    if beyond:
+        axes.annotate(
+            f"{beyond} more outside", (0.01, 0.98 if sign > 0 else 0.02), fontsize=8,
+            xycoords="axes fraction", va="top" if sign > 0 else "bottom", color="#7a858c",
+        )  # fmt: skip
+
+
 def _label(axes: Axes, members: Sequence[Trial], cost: Objective, quality: Objective) -> None:
-    """Names each member beside its dot; one that would run into its neighbour, below it."""
-    before = (-1.0, -1.0)
+    """Names each member on the side of the ideal point, where no trial can be."""
+    across, along = -cost.sign, -quality.sign
     for trial in members:
         (x,), (y,) = _points([trial], cost, quality)
-        place = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))
-        crowded = abs(place - before).max() < _NEAR
-        before = tuple(place)
         parameters = trial.measurement.parameters
-        text = trial.id[:6] + ("" if parameters is None else f", {parameters:,}")
-        offset = (-4, -13) if crowded else (6, 5)
         axes.annotate(
-            text, (x, y), xytext=offset, textcoords="offset points", fontsize=7.5, color=_FRONT,
-            ha="right" if crowded else "left",
+            trial.id[:6] + ("" if parameters is None else f", {parameters:,}"),
+            (x, y), xytext=(6 * across, 6 * along), textcoords="offset points", fontsize=7.5,
+            color=_FRONT, ha="right" if across < 0 else "left", va="top" if along < 0 else "bottom",
         )  # fmt: skip
 
 
