@@ -88,9 +88,10 @@ def _focus(axes: Axes, members: Sequence[float], all_values: Sequence[float], si
     worst = max((sign * value for value in members), default=0.0)
     if best == worst:
         return
-    limit = worst + (worst - best)
+    margin = 0.25 * (worst - best)
+    limit = min(worst + (worst - best), max(sign * value for value in all_values) + margin)
     beyond = sum(sign * value > limit for value in all_values)
-    ends = sorted((sign * (best - 0.25 * (worst - best)), sign * limit))
+    ends = sorted((sign * (best - margin), sign * limit))
     axes.set_ylim(*ends)
     if beyond:
         axes.annotate(

@@ -61,7 +61,10 @@ def run_demo(out: Path, *, trials: int, console: Console) -> None:
     print_front(front, SWEEP)
 
     bundle = out / "bundles" / chosen.id
-    console.print(f"[bold]4/4[/] trial {chosen.id}, the knee of the front, promoted to {bundle}")
+    console.print(
+        f"[bold]4/4[/] trial {chosen.id}, the knee of the front, promoted to {bundle}",
+        soft_wrap=True,
+    )
     if bundle.exists():
         verify_bundle(bundle)
     else:
