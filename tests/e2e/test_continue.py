@@ -88,6 +88,11 @@ def reachable_from_outside(pids):
     return listening
 
 
+def interruptible():
+    """Undoes what a shell does to jobs in the background: they ignore interrupts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def wait_until(condition, seconds=60):
     deadline = time.monotonic() + seconds
     while not condition():
@@ -108,6 +113,7 @@ def launched(tmp_path):
                 stderr=subprocess.STDOUT,
                 text=True,
                 start_new_session=True,
+                preexec_fn=interruptible,
             )
         )
         return drivers[-1]

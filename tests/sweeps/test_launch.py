@@ -406,8 +406,16 @@ def test_one_model_is_measured_at_a_time(cluster, start):
     assert [t.measurement.rtf for t in report.recorded] == [1, 1]
 
 
+@pytest.fixture
+def interruptible():
+    """Undoes what a shell does to jobs in the background: they ignore interrupts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_leaves_everything_to_continue(cluster, start, storage, number):
+def test_an_interrupt_leaves_everything_to_continue(cluster, start, storage, interruptible, number):
     def interrupt(event):
         if isinstance(event, TrialAdvanced) and len(records(storage)) >= 1:
             os.kill(os.getpid(), number)
