@@ -127,7 +127,7 @@ def _losses(model: "Model", stock: "StockModel", clips: Clips) -> tuple[float, f
 
 
 def _float64_loss(model: "Model", clips: Clips, noise: npt.NDArray[np.float32]) -> float:
-    from thesis.reference import decode, synthesize
+    from thesis.reference import decode, spectral_loss, synthesize
 
     weights, response = model.decoder.named_weights(), model.impulse_response.numpy()
     synth = model.synthesizer
@@ -145,28 +145,8 @@ def _float64_loss(model: "Model", clips: Clips, noise: npt.NDArray[np.float32]) 
             sample_rate=synth.sample_rate,
             hop_size=synth.hop_size,
         )
-        losses.append(_spectral_distance(target.astype(np.float64), audio))
+        losses.append(spectral_loss(target, audio))
     return float(np.mean(losses))
-
-
-def _spectral_distance(target: npt.NDArray[np.float64], audio: npt.NDArray[np.float64]) -> float:
-    """Returns the multi-scale spectral loss of one clip, in float64."""
-    from thesis.losses import FFT_SIZES
-
-    loss = 0.0
-    for size in FFT_SIZES:
-        a, b = _magnitudes(target, size), _magnitudes(audio, size)
-        log_a, log_b = (np.log(np.where(m <= 0.0, 1e-5, m)) for m in (a, b))
-        loss += np.abs(a - b).mean() + np.abs(log_a - log_b).mean()
-    return loss
-
-
-def _magnitudes(audio: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.float64]:
-    hop = size // 4
-    n_frames = -(-audio.size // hop)
-    padded = np.pad(audio, (0, (n_frames - 1) * hop + size - audio.size))
-    frames = np.lib.stride_tricks.sliding_window_view(padded, size)[::hop]
-    return np.abs(np.fft.rfft(frames * np.hanning(size + 1)[:-1]))
 
 
 if __name__ == "__main__":

@@ -83,30 +83,6 @@ def weights_of():
 
 
 @pytest.fixture(scope="session")
-def spectral_loss_of():
-    """A function: the multi-scale spectral loss by its definition, in float64, frame by frame."""
-
-    def magnitudes(audio, size):
-        hop = size // 4
-        window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size)
-        padded = np.append(audio.astype(np.float64), np.zeros(size))
-        starts = range(0, len(audio), hop)
-        return np.array([abs(np.fft.rfft(padded[at : at + size] * window)) for at in starts])
-
-    def log(x):
-        return np.log(np.where(x <= 0, 1e-5, x))
-
-    def spectral_loss_of(target, audio):
-        loss = 0.0
-        for size in (2048, 1024, 512, 256, 128, 64):
-            a, b = magnitudes(target, size), magnitudes(audio, size)
-            loss += abs(a - b).mean() + abs(log(a) - log(b)).mean()
-        return loss
-
-    return spectral_loss_of
-
-
-@pytest.fixture(scope="session")
 def small_run():
     """The run 'tiny' with a model and a training of seconds; trains four steps."""
     from sweeps.config import find_run, load_run

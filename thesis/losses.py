@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from thesis._ddsp import tf
+from thesis.reference import FFT_SIZES
 
-FFT_SIZES = (2048, 1024, 512, 256, 128, 64)
 _OVERLAP = 4
 """Frames that a sample is in: the hop is a quarter of the frame."""
 

@@ -151,16 +151,14 @@ def test_the_stored_decoder_is_the_one_of_the_stored_weights(completed):
     np.testing.assert_allclose(outputs, expected, atol=1e-5)
 
 
-def test_val_loss_is_that_of_the_stored_model_on_the_validation_clips(
-    completed, dataset, spectral_loss_of
-):
+def test_val_loss_is_that_of_the_stored_model_on_the_validation_clips(completed, dataset):
     trial, workdir = completed
     clips = dataset.clips("validation")
     session = Session(workdir / ARTIFACTS / "decoder.onnx")
     response = read_audio(workdir / ARTIFACTS / "reverb.wav")
     # Alike but for the noise: each clip has its own, here all have the first one's.
     losses = [
-        spectral_loss_of(audio, render(session, response, Controls(f0_hz, loudness_db)))
+        reference.spectral_loss(audio, render(session, response, Controls(f0_hz, loudness_db)))
         for audio, f0_hz, loudness_db in zip(
             clips.audio, clips.f0_hz, clips.loudness_db, strict=True
         )

@@ -179,3 +179,39 @@ def test_synthesize_is_reverb_of_harmonics_and_noise():
     dry = harmonic_sample_by_sample(amplitudes, f0_hz, 16)
     dry += reference.filtered_noise(split.noise_magnitudes, noise[:112])
     np.testing.assert_allclose(audio, reference.reverb(dry, response), atol=1e-9)
+
+
+def spectral_loss_bin_by_bin(target, audio):
+    loss = 0.0
+    for size in (2048, 1024, 512, 256, 128, 64):
+        t = np.arange(size)
+        waves = np.exp(-2j * np.pi * np.outer(t, np.arange(size // 2 + 1)) / size)
+        windowed = (0.5 - 0.5 * np.cos(2 * np.pi * t / size))[:, None] * waves
+        padded = [np.append(x, np.zeros(size)) for x in (target, audio)]
+        linear, logarithmic = [], []
+        for start in range(0, len(target), size // 4):
+            a, b = (np.abs(x[start : start + size] @ windowed) for x in padded)
+            linear.append(abs(a - b))
+            logarithmic.append(abs(np.log(a) - np.log(b)))
+        loss += np.mean(linear) + np.mean(logarithmic)
+    return loss
+
+
+def test_the_spectral_loss_follows_its_definition_bin_by_bin():
+    target, audio = np.random.default_rng(0).normal(size=(2, 2999))
+    expected = spectral_loss_bin_by_bin(target, audio)
+    assert reference.spectral_loss(target, audio) == pytest.approx(expected, rel=1e-9)
+
+
+def test_an_impulse_against_silence_has_a_loss_in_closed_form():
+    # Its magnitude is that of the window in every bin; the logarithm of silence is that of 1e-5.
+    impulse, at, level = np.zeros(4096), 700, 1e-3
+    impulse[at] = level
+    expected = 0.0
+    for size in (2048, 1024, 512, 256, 128, 64):
+        starts = range(0, 4096, size // 4)
+        seen = [
+            level * math.sin(math.pi * (at - s) / size) ** 2 for s in starts if 0 < at - s < size
+        ]
+        expected += sum(m + abs(math.log(m / 1e-5)) for m in seen) / len(starts)
+    assert reference.spectral_loss(np.zeros(4096), impulse) == pytest.approx(expected, rel=1e-9)

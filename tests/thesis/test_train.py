@@ -258,7 +258,7 @@ def test_steps_have_noise_of_their_own(small):
 # --- Validation ---
 
 
-def expected_loss(model, clips, outputs_of, spectral_loss_of, rates, seed=0):
+def expected_loss(model, clips, outputs_of, rates, seed=0):
     noise = white_noise(seed, *clips.audio.shape)
     each = []
     for i in range(len(clips)):
@@ -268,13 +268,13 @@ def expected_loss(model, clips, outputs_of, spectral_loss_of, rates, seed=0):
         audio = reference.synthesize(
             outputs, clips.f0_hz[i], noise[i], response, config=config, **rates
         )
-        each.append(spectral_loss_of(clips.audio[i], audio))
+        each.append(reference.spectral_loss(clips.audio[i], audio))
     return np.mean(each)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 8])
 def test_the_validation_loss_is_the_mean_over_clips_of_the_decoder_that_is_judged(
-    make_model, dataset, spectral_loss_of, rates, batch, monkeypatch
+    make_model, dataset, rates, batch, monkeypatch
 ):
     monkeypatch.setattr(stage, "VALIDATION_BATCH", batch)
     model, clips = make_model(), dataset.clips("train")
@@ -285,6 +285,6 @@ def test_the_validation_loss_is_the_mean_over_clips_of_the_decoder_that_is_judge
         return 1.5 * model.decoder(inputs).numpy()
 
     loss = validation_loss(model, clips, judged, seed=7)
-    expected = expected_loss(model, clips, judged, spectral_loss_of, rates, seed=7)
+    expected = expected_loss(model, clips, judged, rates, seed=7)
     assert loss == pytest.approx(expected, rel=1e-4)
     assert validation_loss(model, clips, judged, seed=7) == loss
