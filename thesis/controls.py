@@ -27,7 +27,8 @@ def decoder_inputs(f0_hz: npt.NDArray[Any], loudness_db: npt.NDArray[Any]) -> np
       [..., frames, 2], float32: scaled loudness, then f0 as a MIDI note over 127.
     """
     midi = 12.0 * np.log2(np.maximum(f0_hz, 1e-5) / 440.0) + 69.0
-    f0_scaled = np.where(f0_hz > 0.0, midi, 0.0) / MIDI_RANGE
+    # NaN is no pitch of 0: it goes through, for whoever checks the result.
+    f0_scaled = np.where(f0_hz <= 0.0, 0.0, midi) / MIDI_RANGE
     loudness_scaled = loudness_db / DB_RANGE + 1.0
     return np.stack([loudness_scaled, f0_scaled], axis=-1).astype(np.float32)
 

@@ -72,11 +72,12 @@ def exp_sigmoid(x: npt.NDArray[Any]) -> Array:
 def harmonic_amplitudes(outputs: Outputs, f0_hz: npt.NDArray[Any], sample_rate: int) -> Array:
     """Returns the amplitude of each harmonic, [frames, n_harmonics].
 
-    The distribution is normalised over the harmonics below Nyquist; the rest are silent.
+    The distribution is normalised over the harmonics below Nyquist; the rest are silent, as all
+    are in a frame without pitch.
     """
     distribution = exp_sigmoid(outputs.harmonic_distribution)
     number = np.arange(1, distribution.shape[-1] + 1)
-    distribution = distribution * (f0_hz[:, None] * number < sample_rate / 2)
+    distribution = distribution * _audible(f0_hz.astype(np.float64)[:, None], number, sample_rate)
     total = distribution.sum(-1, keepdims=True)
     distribution = distribution / np.where(total == 0.0, 1e-7, total)
     return exp_sigmoid(outputs.amplitude) * distribution
@@ -113,9 +114,14 @@ def harmonic(
     audio = np.zeros(f0_samples.size)
     for k in range(1, amplitudes.shape[-1] + 1):
         envelope = amplitudes[:, k - 1, None] * (1 - hann) + amplitudes_next[:, k - 1, None] * hann
-        audible = k * f0_samples < sample_rate / 2
+        audible = _audible(f0_samples, k, sample_rate)
         audio += audible * envelope.ravel() * np.sin(2 * np.pi * k * cycles)
     return audio
+
+
+def _audible(f0_hz: Array, number: Any, sample_rate: int) -> npt.NDArray[np.bool_]:
+    """Returns whether a harmonic sounds: its fundamental is a pitch, itself is below Nyquist."""
+    return np.asarray((f0_hz > 0.0) & (number * f0_hz < sample_rate / 2))
 
 
 def noise_impulse_responses(noise_magnitudes: npt.NDArray[Any]) -> Array:

@@ -103,8 +103,10 @@ class Synthesizer:
         """Returns the number of the first harmonic at or above Nyquist, float32.
 
         It is found in float64: in float32 the product of number and pitch rounds across the limit.
+        Without a pitch no harmonic is audible.
         """
-        return tf.cast(tf.math.ceil(self.sample_rate / 2 / f0_hz), tf.float32)
+        first = tf.math.ceil(self.sample_rate / 2 / f0_hz)
+        return tf.cast(tf.where(f0_hz <= 0.0, 0.0, first), tf.float32)
 
     def filtered_noise(self, noise_magnitudes: Any, noise: Any) -> Any:
         """Returns noise that is filtered frame by frame (Engel et al. 2020, section 3.3).

@@ -62,3 +62,14 @@ def test_outputs_are_split_in_order_and_nothing_is_left():
     parts = [split.amplitude, split.harmonic_distribution, split.noise_magnitudes]
     assert [part.shape for part in parts] == [(2, 1), (2, 3), (2, 5)]
     np.testing.assert_array_equal(np.concatenate(parts, axis=-1), outputs)
+
+
+@pytest.mark.parametrize("column", [0, 1])
+def test_nan_is_not_taken_for_silence_or_no_pitch(column):
+    loudness_db, f0_hz = np.full(3, -20.0), np.full(3, 440.0)
+    (loudness_db, f0_hz)[column][1] = np.nan
+    assert np.isnan(decoder_inputs(f0_hz, loudness_db)).tolist() == [
+        [False, False],
+        [column == 0, column == 1],
+        [False, False],
+    ]
