@@ -12,11 +12,12 @@ import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from sweeps import __version__
-from thesis.errors import UserError
+from thesis.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -66,35 +67,58 @@ def _say(line: str) -> None:
 def _prepare(options: argparse.Namespace) -> None:
     from thesis.prepare import prepare, prepare_demo
 
-    clip_format = {
-        "clip_seconds": options.clip_seconds,
-        "sample_rate": options.sample_rate,
-        "frame_rate": options.frame_rate,
-    }
     if options.demo:
-        dataset = prepare_demo(options.out, **clip_format)
+        dataset = prepare_demo(options.out, **_prepare_options(options, "--demo"))
+    elif options.from_tfrecord:
+        from thesis.tfrecord import prepare_from_tfrecord
+
+        with _counting("TFRecords") as counted:
+            dataset = prepare_from_tfrecord(
+                options.from_tfrecord,
+                options.out,
+                **_prepare_options(options, "--from-tfrecord"),
+                on_progress=lambda done, total, _: counted(done, total),
+            )
     else:
         with _counting("pitch and loudness") as counted:
             dataset = prepare(
                 options.audio_dir,
                 options.out,
-                **clip_format,
-                clip_hop_seconds=options.clip_hop_seconds,
-                f0_min_hz=options.f0_min,
-                f0_max_hz=options.f0_max,
-                validation_share=options.validation_share,
-                skip_broken=options.skip_broken,
+                **_prepare_options(options, "AUDIO_DIR"),
                 on_progress=lambda done, total, _: counted(done, total),
             )
     _describe(dataset)
     _say(f"next: sweeps launch --name NAME --data {options.out} --trials 16")
 
 
+def _prepare_options(options: argparse.Namespace, source: str) -> dict[str, Any]:
+    """Returns the options that were given, if all of them go with the source of the clips."""
+    rates = {"sample_rate", "frame_rate"}
+    of_recordings = {
+        *rates, "clip_seconds", "clip_hop_seconds", "f0_min_hz", "f0_max_hz", "validation_share",
+        "skip_broken",
+    }  # fmt: skip
+    of_source = {
+        "--demo": {*rates, "clip_seconds"},
+        "--from-tfrecord": {*rates, "validation_share", "recompute_loudness"},
+        "AUDIO_DIR": of_recordings,
+    }
+    every = set[str]().union(*of_source.values())
+    given = {name: value for name in every if (value := getattr(options, name)) is not None}
+    for name in sorted(given.keys() - of_source[source]):
+        flag = "--" + name.removesuffix("_hz").replace("_", "-")
+        raise ConfigError(
+            f"{flag} has no effect with {source}",
+            hint="leave it out; 'sweeps prepare --help' shows what goes together",
+        )
+    return given
+
+
 def _describe(dataset: "Dataset") -> None:
     facts, heard = dataset.facts, dataset.facts.statistics
     print(
         f"{dataset.path}: {facts.n_train} training and {facts.n_validation} validation clips of "
-        f"{facts.clip_seconds:g} s at {facts.sample_rate} Hz, from {len(facts.sources)} recordings "
+        f"{facts.clip_seconds:g} s at {facts.sample_rate} Hz, from {len(facts.sources)} files "
         f"({heard.total_seconds / 60:.1f} min)"
     )
     print(
@@ -102,8 +126,8 @@ def _describe(dataset: "Dataset") -> None:
         f"{heard.f0_median_hz:.0f}; loudness {heard.loudness_mean_db:.0f} dB, "
         f"sd {heard.loudness_std_db:.0f}; {heard.voiced_share:.0%} of frames voiced"
     )
-    for recording, why in facts.skipped.items():
-        print(f"skipped {recording}: {why}")
+    for file, why in facts.skipped.items():
+        print(f"skipped {file}: {why}")
 
 
 def _launch(options: argparse.Namespace) -> None:
@@ -345,6 +369,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_prepare(add("prepare", _prepare, "make a dataset of recordings",
         "sweeps prepare recordings/ --out datasets/cello",
+        "sweeps prepare --from-tfrecord 'strings.tfrecord*' --out datasets/strings",
         "sweeps prepare --demo --out datasets/demo"))  # fmt: skip
     _add_launch(add("launch", _launch, "start or continue a sweep",
         "sweeps launch --name cello --data datasets/cello --trials 32",
@@ -386,16 +411,22 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
         "audio_dir", nargs="?", metavar="AUDIO_DIR", help="wav, flac, mp3, ogg; any rate"
     )
     source.add_argument("--demo", action="store_true", help="a synthetic instrument instead")
-    add = parser.add_argument
-    add("--out", required=True, metavar="DATASET", help="folder to make")
-    add("--clip-seconds", type=float, default=4.0, metavar="S", help="default: 4")
-    add("--clip-hop-seconds", type=float, metavar="S", help="default: as long as a clip")
-    add("--sample-rate", type=int, default=16_000, metavar="HZ", help="default: 16000")
-    add("--frame-rate", type=int, default=250, metavar="HZ", help="of f0, loudness; default: 250")
-    add("--f0-min", type=float, default=50.0, metavar="HZ", help="lowest pitch; default: 50")
-    add("--f0-max", type=float, default=2000.0, metavar="HZ", help="highest pitch; default: 2000")
-    add("--validation-share", type=float, default=0.1, metavar="X", help="default: 0.1")
-    add("--skip-broken", action="store_true", help="leave out files that cannot be read")
+    source.add_argument(
+        "--from-tfrecord", nargs="+", metavar="PATTERN", help="what ddsp_prepare_tfrecord wrote"
+    )
+    parser.add_argument("--out", required=True, metavar="DATASET", help="folder to make")
+    # None where not given: which of them have an effect depends on the source.
+    number, whole = partial(parser.add_argument, type=float), partial(parser.add_argument, type=int)
+    whole("--sample-rate", metavar="HZ", help="default: 16000")
+    whole("--frame-rate", metavar="HZ", help="of f0, loudness; default: 250")
+    number("--clip-seconds", metavar="S", help="default: 4")
+    number("--clip-hop-seconds", metavar="S", help="default: as long as a clip")
+    number("--f0-min", dest="f0_min_hz", metavar="HZ", help="lowest pitch; default: 50")
+    number("--f0-max", dest="f0_max_hz", metavar="HZ", help="highest pitch; default: 2000")
+    number("--validation-share", metavar="X", help="default: 0.1")
+    switch = partial(parser.add_argument, action="store_const", const=True)
+    switch("--skip-broken", help="leave out files that cannot be read")
+    switch("--recompute-loudness", help="of a TFRecord, where it is on another scale")
 
 
 def _add_launch(parser: argparse.ArgumentParser) -> None:

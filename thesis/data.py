@@ -7,8 +7,8 @@ that opening it takes no time, and processes on one machine share one copy of it
 
 | column | type | |
 |---|---|---|
-| `clip_id` | string | recording and start, unique |
-| `source` | string | the recording: POSIX path relative to the folder of recordings |
+| `clip_id` | string | unique: recording and start, or TFRecord and place in it |
+| `source` | string | the recording, or the passage that clips of a TFRecord share |
 | `start_seconds` | float64 | where in the recording the clip begins |
 | `split` | string | 'train' or 'validation' |
 | `audio` | float32[n_samples] | mono |
@@ -147,11 +147,12 @@ class DatasetFacts(ClipFormat):
       schema_version: Version of the format on disk.
       name: Name of the folder that it was written to.
       f0_estimator: What the pitch comes from, with its version.
-      sources: Recordings in use: POSIX path relative to their folder -> SHA-256 of the file.
+      sources: Recordings or TFRecords in use: POSIX path relative to their folder -> SHA-256 of
+        the file.
       skipped: What was left out: recording -> why. A recording that is also among `sources` is
         in use but for a part of it.
-      split_by: 'recording', no recording has clips in both splits; or 'time', the end of the only
-        recording validates.
+      split_by: 'recording', no recording (passage) has clips in both splits; or 'time', the end
+        of the only one validates.
       n_train: Training clips.
       n_validation: Validation clips.
       statistics: What the clips sound like.

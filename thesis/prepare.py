@@ -91,7 +91,7 @@ def prepare(
       ConfigError: An option is outside its range.
       DatasetError: `out` exists already or cannot be written to.
     """
-    clip_format = _clip_format(
+    clip_format = make_clip_format(
         sample_rate, frame_rate, clip_seconds, clip_hop_seconds, f0_min_hz, f0_max_hz
     )
     _require(0 < validation_share < 1, "validation_share", validation_share, "between 0 and 1")
@@ -150,7 +150,7 @@ def prepare_demo(
       ConfigError: An option is outside its range.
       DatasetError: `out` exists already or cannot be written to.
     """
-    clip_format = _clip_format(
+    clip_format = make_clip_format(
         sample_rate, frame_rate, clip_seconds, None, *demo_instrument.RANGE_HZ
     )
     _require(n_train >= 1, "n_train", n_train, "1 or more")
@@ -461,7 +461,7 @@ def _require(satisfied: bool, name: str, value: object, allowed: str) -> None:
         )
 
 
-def _clip_format(
+def make_clip_format(
     sample_rate: int,
     frame_rate: int,
     clip_seconds: float,
@@ -469,6 +469,11 @@ def _clip_format(
     f0_min_hz: float,
     f0_max_hz: float,
 ) -> ClipFormat:
+    """Returns the format of clips with so many frames a second; by default they do not overlap.
+
+    Raises:
+      ConfigError: A value is outside its range, or a frame is no whole number of samples.
+    """
     if frame_rate < 1 or sample_rate % frame_rate:
         raise ConfigError(
             f"frame_rate = {frame_rate!r} does not divide the sample rate {sample_rate}",

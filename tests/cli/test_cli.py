@@ -311,6 +311,67 @@ def test_a_folder_that_holds_no_sound_is_one_error(
     assert [path.name for path in tmp_path.iterdir()] == ["audio"]
 
 
+def test_tfrecords_of_ddsp_become_a_dataset(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from thesis._ddsp import tf
+
+    rng = np.random.default_rng(0)
+    with tf.io.TFRecordWriter(str(tmp_path / "a.tfrecord-00000-of-00001")) as writer:
+        for _ in range(3):
+            values = {
+                "audio": rng.uniform(-0.5, 0.5, 16_000),
+                "f0_hz": np.full(251, 440.0),
+                "f0_confidence": np.full(251, 0.9),
+                "loudness_db": np.zeros(251),
+            }
+            feature = {
+                name: tf.train.Feature(float_list=tf.train.FloatList(value=v))
+                for name, v in values.items()
+            }
+            example = tf.train.Example(features=tf.train.Features(feature=feature))
+            writer.write(example.SerializeToString())
+    arguments = ("prepare", "--from-tfrecord", f"{tmp_path}/a.tfrecord*", "--out")
+    out = str(tmp_path / "dataset")
+    assert run(*arguments, out) == 1
+    progress, error, hint = capsys.readouterr().err.splitlines()
+    assert progress == "TFRecords: 1 of 1"
+    assert error.startswith("error: the stored loudness is 1")
+    assert hint.endswith("--recompute-loudness")
+    assert run(*arguments, out, "--recompute-loudness", "--frame-rate", "200") == 1
+    assert capsys.readouterr().err.endswith("hint: what would fit: --frame-rate 250\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tfrecord-00000-of-00001"]
+    assert run(*arguments, out, "--recompute-loudness") == 0
+    printed, said = capsys.readouterr()
+    assert "training and" in printed
+    assert "1 s at 16000 Hz, from 1 files" in printed
+    assert "median 440" in printed
+    assert said.endswith(f"next: sweeps launch --name NAME --data {out} --trials 16\n")
+
+
+@pytest.mark.parametrize(
+    ("source", "option", "words"),
+    [
+        (
+            ["--from-tfrecord", "x*"],
+            ["--f0-min", "50"],
+            "--f0-min has no effect with --from-tfrecord",
+        ),
+        (["--demo"], ["--skip-broken"], "--skip-broken has no effect with --demo"),
+        (["folder"], ["--recompute-loudness"], "--recompute-loudness has no effect with AUDIO_DIR"),
+    ],
+)
+def test_an_option_that_the_source_does_not_have_is_one_error(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    source: list[str],
+    option: list[str],
+    words: str,
+) -> None:
+    assert run("prepare", *source, "--out", str(tmp_path / "out"), *option) == 1
+    assert_one_error(capsys, words)
+
+
 def test_preparing_into_an_existing_folder_is_one_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
