@@ -105,8 +105,8 @@ class Synthesizer:
         It is found in float64: in float32 the product of number and pitch rounds across the limit.
         Without a pitch no harmonic is audible.
         """
-        first = tf.math.ceil(self.sample_rate / 2 / f0_hz)
-        return tf.cast(tf.where(f0_hz <= 0.0, 0.0, first), tf.float32)
+        first = tf.cast(tf.math.ceil(self.sample_rate / 2 / f0_hz), tf.float32)
+        return tf.where(f0_hz <= 0.0, 0.0, first)
 
     def filtered_noise(self, noise_magnitudes: Any, noise: Any) -> Any:
         """Returns noise that is filtered frame by frame (Engel et al. 2020, section 3.3).
