@@ -3,6 +3,7 @@
 TensorFlow is imported when a trial starts, not with this module: the driver needs the types only.
 """
 
+import math
 import platform
 import time
 from collections.abc import Callable, Generator
@@ -209,11 +210,12 @@ def _decoder_onnx(model: "Model", config: ModelConfig) -> bytes:
 
 
 def _validate(record: _Record, model: "Model", decoder: bytes) -> None:
-    """Compares the exported decoder with the trained one, then takes the exported one's loss."""
+    """Compares the exported decoder with the trained one, then the exported one's renderings."""
     from thesis.controls import decoder_inputs
     from thesis.export import MAX_ERROR
+    from thesis.metrics import compare
     from thesis.runtimes.onnx_runtime import Session
-    from thesis.train import validation_loss
+    from thesis.train import validate
 
     session, clips = Session(decoder), record.dataset.clips("validation")
     inputs = decoder_inputs(clips.f0_hz, clips.loudness_db)
@@ -228,7 +230,11 @@ def _validate(record: _Record, model: "Model", decoder: bytes) -> None:
             Reason.EXPORT_MISMATCH,
             f"largest difference {error:.3g} over the validation clips, allowed {MAX_ERROR:g}",
         )
-    record.metrics["val_loss"] = validation_loss(model, clips, session.decode)
+    found = validate(model, clips, session.decode)
+    if not math.isfinite(found.loss):
+        raise _Rejected(Reason.DIVERGED, f"the validation loss is {found.loss}")
+    record.metrics["val_loss"] = found.loss
+    record.metrics |= asdict(compare(clips, found.renderings, record.dataset.facts))
 
 
 def _measure(record: _Record, decoder: bytes, measure: Measure) -> None:

@@ -54,7 +54,15 @@ class Metric:
 
 
 _HOST_BOUND = {"rtf", "reference_rtf", "p50_seconds", "p95_seconds", "p99_seconds"}
-_LINEAR = {"val_loss", "train_loss", "export_max_error"}
+_LINEAR = {
+    "val_loss",
+    "train_loss",
+    "f0_error_cents",
+    "f0_missed_share",
+    "loudness_error_db",
+    "mel_cepstral_distance_db",
+    "export_max_error",
+}
 
 
 def _column(field: dataclasses.Field[Any]) -> Metric:

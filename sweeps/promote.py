@@ -1,7 +1,7 @@
 """Promotes a trial: fetches its model, measures it again, and writes a bundle that ships."""
 
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from sweeps.config import parse_candidate
 from sweeps.errors import TrialError
 from sweeps.ledger import find_trial
-from sweeps.trial import Status, Trial
+from sweeps.trial import METRICS, Status, Trial
 from thesis.bundle import (
     CLIP_FILE,
     CONFIG_FILE,
@@ -29,6 +29,7 @@ from thesis.errors import BundleError, DatasetError, ExportError
 from thesis.export import MAX_ERROR
 from thesis.files import check_output
 from thesis.measure import RtfMeasurement, measure_rtf, processor
+from thesis.metrics import Quality
 from thesis.reference import decode
 from thesis.runtimes.onnx_runtime import Session
 
@@ -101,6 +102,16 @@ def _check_decoder(artifacts: Path, config: DecoderConfig, clips: Clips) -> None
         )
 
 
+def _quality_rows(trial: Trial) -> str:
+    """Returns table rows of what is known of the renderings: older records know nothing."""
+    rows = []
+    for name in (field.name for field in fields(Quality)):
+        value, about = trial.metric(name), METRICS[name].metadata
+        if value is not None:
+            rows.append(f"| {about['description']} | {value:.3g} {about['unit']} |\n")
+    return "".join(rows)
+
+
 def model_card(trial: Trial, measured: RtfMeasurement, source: str) -> str:
     """Returns the README of a bundle, Markdown."""
     m, p = trial.measurement, trial.provenance
@@ -119,6 +130,7 @@ synthesiser, filtered noise and a reverb out.
 | | |
 |---|---|
 | spectral loss, validation clips, exported model | {m.val_loss:.4f} |
+{_quality_rows(trial)}\
 | real-time factor of the decoder | {measured.rtf:.3g} ({1 / measured.rtf:,.0f}x real time) |
 | relative to DDSP-CNN-Tiny [95%] | {ratio} |
 | p50, p95, p99 of one clip | {quantiles} |

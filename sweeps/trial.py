@@ -104,6 +104,10 @@ class Measurement:
 
     val_loss: float | None = _metric("", "spectral loss of the exported model, validation clips")
     train_loss: float | None = _metric("", "mean spectral loss of the last training steps")
+    f0_error_cents: float | None = _metric("cents", "median pitch error, frames voiced in both")
+    f0_missed_share: float | None = _metric("", "voiced frames rendered unvoiced or 50 cents off")
+    loudness_error_db: float | None = _metric("dB", "mean A-weighted loudness error of a frame")
+    mel_cepstral_distance_db: float | None = _metric("dB", "mean distance of timbre, level aside")
     rtf: float | None = _metric("s/s", "processing time / audio time, low quantile, one thread")
     rtf_ratio: float | None = _metric("x reference", "rtf / rtf of DDSP-CNN-Tiny, interleaved")
     rtf_ratio_low: float | None = _metric("x reference", "lower end of the 95% interval")

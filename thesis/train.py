@@ -104,14 +104,32 @@ def train(
             yield Report(step + 1, _mean(recent))
 
 
-def validation_loss(
+@dataclass(frozen=True)
+class Validation:
+    """What a model makes of whole clips.
+
+    Attributes:
+      renderings: Its audio, [n, n_samples].
+      losses: Spectral loss of each clip, [n].
+    """
+
+    renderings: npt.NDArray[np.float32]
+    losses: npt.NDArray[np.float32]
+
+    @property
+    def loss(self) -> float:
+        """The mean over the clips."""
+        return float(self.losses.mean(dtype=np.float64))
+
+
+def validate(
     model: Model,
     clips: Clips,
     outputs_of: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]],
     *,
     seed: int = 0,
-) -> float:
-    """Returns the mean spectral loss over whole clips, with fixed noise.
+) -> Validation:
+    """Renders whole clips with fixed noise and takes their spectral losses.
 
     Args:
       model: Holds the reverb and the synthesiser.
@@ -120,10 +138,10 @@ def validation_loss(
         exported decoder here is what makes the loss that of the model that ships.
       seed: Of the noise.
     """
-    loss_of = _validation_loss(model.synthesizer)
+    render = _rendering_and_loss(model.synthesizer)
     impulse_response = tf.convert_to_tensor(model.impulse_response)
     noise = white_noise(seed, *clips.audio.shape)
-    losses: list[float] = []
+    renderings, losses = np.empty_like(clips.audio), np.empty(len(clips), np.float32)
     for start in range(0, len(clips), VALIDATION_BATCH):
         # The last batch is filled up with its first clip, so that one trace serves all.
         rows = np.arange(start, start + VALIDATION_BATCH)
@@ -131,11 +149,12 @@ def validation_loss(
         rows = np.where(present, rows, start)
         inputs = decoder_inputs(clips.f0_hz[rows], clips.loudness_db[rows])
         outputs = np.concatenate([outputs_of(clip[None]) for clip in inputs])
-        batch = loss_of(
+        audio, loss = render(
             outputs, impulse_response, clips.f0_hz[rows], clips.audio[rows], noise[rows]
         )
-        losses.extend(batch.numpy()[present])
-    return float(np.mean(losses))
+        renderings[rows[present]] = audio.numpy()[present]
+        losses[rows[present]] = loss.numpy()[present]
+    return Validation(renderings, losses)
 
 
 def _mean(recent: Any) -> float:
@@ -178,12 +197,15 @@ def _loss_and_slopes(synthesizer: Synthesizer) -> Any:
 
 
 @functools.lru_cache(maxsize=8)
-def _validation_loss(synthesizer: Synthesizer) -> Any:
+def _rendering_and_loss(synthesizer: Synthesizer) -> Any:
     @tf.function  # type: ignore[untyped-decorator]
-    def losses(outputs: Any, impulse_response: Any, f0_hz: Any, audio: Any, noise: Any) -> Any:
-        return spectral_loss(audio, synthesizer(outputs, f0_hz, noise, impulse_response))
+    def render(
+        outputs: Any, impulse_response: Any, f0_hz: Any, target: Any, noise: Any
+    ) -> tuple[Any, Any]:
+        audio = synthesizer(outputs, f0_hz, noise, impulse_response)
+        return audio, spectral_loss(target, audio)
 
-    return losses
+    return render
 
 
 @dataclass(frozen=True)

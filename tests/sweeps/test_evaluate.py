@@ -14,11 +14,13 @@ from sweeps.config import find_run, load_run, parse_candidate
 from sweeps.evaluate import ARTIFACTS, evaluate, stages
 from sweeps.trial import Measurement, Reason, Status
 from thesis import reference
-from thesis.bundle import ARTIFACT_FILES, Controls, read_audio, render
-from thesis.config import stages_of
+from thesis.bundle import ARTIFACT_FILES, read_audio
+from thesis.config import SynthConfig, stages_of
+from thesis.controls import decoder_inputs, white_noise
 from thesis.data import ClipFormat, write_dataset
 from thesis.errors import ConfigError, DatasetError, ExportError
 from thesis.measure import RtfMeasurement
+from thesis.metrics import compare
 from thesis.runtimes.onnx_runtime import Session
 
 FRESH = """
@@ -151,19 +153,30 @@ def test_the_stored_decoder_is_the_one_of_the_stored_weights(completed):
     np.testing.assert_allclose(outputs, expected, atol=1e-5)
 
 
-def test_val_loss_is_that_of_the_stored_model_on_the_validation_clips(completed, dataset):
+def test_the_quality_is_that_of_the_stored_model_on_the_validation_clips(completed, dataset):
     trial, workdir = completed
-    clips = dataset.clips("validation")
+    clips, facts = dataset.clips("validation"), dataset.facts
     session = Session(workdir / ARTIFACTS / "decoder.onnx")
     response = read_audio(workdir / ARTIFACTS / "reverb.wav")
-    # Alike but for the noise: each clip has its own, here all have the first one's.
-    losses = [
-        reference.spectral_loss(audio, render(session, response, Controls(f0_hz, loudness_db)))
-        for audio, f0_hz, loudness_db in zip(
-            clips.audio, clips.f0_hz, clips.loudness_db, strict=True
+    inputs = decoder_inputs(clips.f0_hz, clips.loudness_db)
+    renderings = [
+        reference.synthesize(
+            session.decode(inputs[i : i + 1])[0],
+            clips.f0_hz[i],
+            noise,
+            response,
+            config=SynthConfig(**session.metadata["synth"]),
+            sample_rate=facts.sample_rate,
+            hop_size=facts.hop_size,
         )
+        for i, noise in enumerate(white_noise(0, *clips.audio.shape))
     ]
-    assert trial.measurement.val_loss == pytest.approx(np.mean(losses), rel=5e-3)
+    losses = [reference.spectral_loss(*pair) for pair in zip(clips.audio, renderings, strict=True)]
+    assert trial.measurement.val_loss == pytest.approx(np.mean(losses), rel=1e-4)
+    quality = asdict(compare(clips, np.array(renderings, np.float32), facts))
+    assert len(quality) == 4
+    for name, expected in quality.items():
+        assert trial.metric(name) == pytest.approx(expected, rel=1e-3), name
 
 
 def test_progress_tells_each_stage_and_step(task_of, measure, every_step, tmp_path):
@@ -308,6 +321,18 @@ def copy_with(dataset, path, **columns):
         skipped={},
         total_seconds=2.5,
     )
+
+
+def test_a_validation_loss_that_is_infinite_is_a_reason(task_of, measure, tmp_path, monkeypatch):
+    from thesis.train import Validation
+
+    def validate(model, clips, outputs_of):
+        return Validation(np.zeros_like(clips.audio), np.array([1.0, np.inf], np.float32))
+
+    monkeypatch.setattr("thesis.train.validate", validate)
+    trial = failed(task_of(), tmp_path, measure, Reason.DIVERGED)
+    assert trial.detail == "the validation loss is inf"
+    assert not measure.calls
 
 
 def test_an_export_that_differs_is_a_reason(task_of, measure, tmp_path, monkeypatch):

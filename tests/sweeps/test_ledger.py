@@ -531,14 +531,15 @@ def test_reason_of_a_newer_release_is_refused_with_a_hint(tmp_path):
 @pytest.mark.parametrize("compacted", [False, True])
 def test_older_record_without_a_column_reads_as_its_default(tmp_path, compacted):
     ledger = Ledger.create(tmp_path, "tiny", facts())
+    measured = {"val_loss": 1.0, "rtf_ratio": 2.0, "f0_missed_share": 0.5}
     for number in (1, 2):
-        ledger.append(trial(number, val_loss=1.0, rtf_ratio=2.0))
-    dropped = ["rtf_ratio", "versions", "seed", "detail"]
+        ledger.append(trial(number, **measured))
+    dropped = ["rtf_ratio", "f0_missed_share", "versions", "seed", "detail"]
     rewrite(path_of(ledger, trial(1)), lambda t: t.drop_columns(dropped))
     if compacted:
         ledger.compact()
     old, new = ledger.trials()
-    assert new == trial(2, val_loss=1.0, rtf_ratio=2.0)
+    assert new == trial(2, **measured)
     assert old.measurement == Measurement(val_loss=1.0)
     assert (old.detail, old.provenance.versions, old.provenance.seed) == ("", {}, 0)
     assert [e.why for e in ledger.front(OBJECTIVES).excluded] == ["no rtf_ratio"]

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -11,10 +11,12 @@ from sweeps import promote as stage
 from sweeps.errors import SweepError, TrialError
 from sweeps.evaluate import ARTIFACTS
 from sweeps.ledger import Ledger, SweepFacts
-from sweeps.promote import promote
+from sweeps.promote import model_card, promote
 from sweeps.trial import Candidate, Reason
 from thesis.bundle import ARTIFACT_FILES, load_bundle, read_audio, verify_bundle
 from thesis.errors import BundleError, DatasetError, ExportError
+from thesis.measure import RtfMeasurement
+from thesis.metrics import Quality
 from thesis.prepare import prepare_demo
 
 
@@ -108,6 +110,7 @@ def test_the_model_card_says_what_it_is_and_how_to_use_it(bundle, trial):
     for words in (
         f"# Model {trial.id}",
         f"{m.val_loss:.4f}",
+        f"| {m.loudness_error_db:.3g} dB |",
         f"{m.parameters:,}",
         "| channels | 4 |",
         "sweeps render . in.wav out.wav",
@@ -117,6 +120,16 @@ def test_the_model_card_says_what_it_is_and_how_to_use_it(bundle, trial):
         assert words in card
     assert "None" not in card
     assert "nan" not in card
+
+
+def test_the_model_card_of_an_older_record_leaves_out_what_it_does_not_know(trial):
+    measured = RtfMeasurement(*[1.0] * 8, calls=1, host="", host_fingerprint="")
+    unknown = dict.fromkeys([field.name for field in fields(Quality)])
+    older = replace(trial, measurement=replace(trial.measurement, **unknown))
+    cards = [model_card(t, measured, "a.wav") for t in (trial, older)]
+    new, old = (card.splitlines() for card in cards)
+    assert len(new) - len(old) == 4
+    assert set(old) < set(new)
 
 
 def test_the_python_of_the_model_card_runs(bundle, monkeypatch):

@@ -14,7 +14,7 @@ from thesis import train as stage
 from thesis.config import TrainConfig
 from thesis.controls import decoder_inputs, white_noise
 from thesis.data import Clips
-from thesis.train import DivergedError, train, validation_loss
+from thesis.train import DivergedError, train, validate
 
 
 @pytest.fixture
@@ -258,22 +258,19 @@ def test_steps_have_noise_of_their_own(small):
 # --- Validation ---
 
 
-def expected_loss(model, clips, outputs_of, rates, seed=0):
+def rendered_by_reference(model, clips, outputs_of, rates, seed):
     noise = white_noise(seed, *clips.audio.shape)
-    each = []
     for i in range(len(clips)):
         outputs = outputs_of(decoder_inputs(clips.f0_hz[i], clips.loudness_db[i])[None])[0]
         response = model.impulse_response.numpy()
         config = model.synthesizer.config
-        audio = reference.synthesize(
+        yield reference.synthesize(
             outputs, clips.f0_hz[i], noise[i], response, config=config, **rates
         )
-        each.append(reference.spectral_loss(clips.audio[i], audio))
-    return np.mean(each)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 8])
-def test_the_validation_loss_is_the_mean_over_clips_of_the_decoder_that_is_judged(
+def test_validation_renders_whole_clips_with_the_decoder_that_is_judged(
     make_model, dataset, rates, batch, monkeypatch
 ):
     monkeypatch.setattr(stage, "VALIDATION_BATCH", batch)
@@ -284,7 +281,10 @@ def test_the_validation_loss_is_the_mean_over_clips_of_the_decoder_that_is_judge
         assert inputs.shape == (1, 125, 2)
         return 1.5 * model.decoder(inputs).numpy()
 
-    loss = validation_loss(model, clips, judged, seed=7)
-    expected = expected_loss(model, clips, judged, rates, seed=7)
-    assert loss == pytest.approx(expected, rel=1e-4)
-    assert validation_loss(model, clips, judged, seed=7) == loss
+    found = validate(model, clips, judged, seed=7)
+    expected = np.array([*rendered_by_reference(model, clips, judged, rates, seed=7)])
+    np.testing.assert_allclose(found.renderings, expected, atol=1e-5)
+    losses = [reference.spectral_loss(a, b) for a, b in zip(clips.audio, expected, strict=True)]
+    np.testing.assert_allclose(found.losses, losses, rtol=1e-4)
+    assert found.loss == pytest.approx(np.mean(losses), rel=1e-4)
+    assert validate(model, clips, judged, seed=7).loss == found.loss
