@@ -3,43 +3,46 @@
 from typing import Any
 
 from thesis._ddsp import ddsp, tf, tf_keras
-from thesis.architecture import Conv, convs_of
+from thesis.architecture import INPUTS, NORM_EPSILON, Conv
 from thesis.build import Model
 from thesis.config import ModelConfig
 from thesis.controls import Outputs
 from thesis.dilated_conv import DilatedConvStack
-from thesis.reference import NORM_EPSILON
 
 
 class StockDecoder(tf.Module):
-    """The same decoder with TensorFlow's own dilated convolutions. Plain blocks only."""
+    """The same decoder with TensorFlow's own dilated convolutions.
+
+    Plain blocks only, without a norm or with one over channels: what DDSP-CNN-Tiny is made of.
+    """
 
     def __init__(self, ours: DilatedConvStack):
         super().__init__(name="decoder")
-        self._causal = ours.config.causal
-        self._blocks = ours.blocks
-        if any(conv.depthwise for conv in convs_of(self._blocks)):
-            raise ValueError("only plain blocks")
+        self._plan = ours.plan
+        convs = [node for node in self._plan if isinstance(node, Conv)]
+        if any(conv.depthwise or conv.norm not in ("none", "frame") for conv in convs):
+            raise ValueError("only plain blocks, norm 'none' or 'frame'")
         self.weights = {name: tf.Variable(value) for name, value in ours.named_weights().items()}
 
     def __call__(self, inputs: Any) -> Any:
         """Returns the raw synthesiser parameters, [batch, frames, n_outputs]."""
-        x = inputs
-        for block in self._blocks:
-            y = x
-            for conv in block.convs:
-                y = self._conv(y, conv)
-            x = x + y if block.residual else y
-        return x
+        values = {INPUTS: inputs}
+        for node in self._plan:
+            sources = [values[source] for source in node.sources]
+            values[node.name] = (
+                self._conv(*sources, node) if isinstance(node, Conv) else tf.add_n(sources)
+            )
+        return values[self._plan[-1].name]
 
     def _conv(self, x: Any, conv: Conv) -> Any:
-        padded = tf.pad(x, [[0, 0], list(conv.padding(self._causal)), [0, 0]])
+        padded = tf.pad(x, [[0, 0], list(conv.padding), [0, 0]])
         kernel = self.weights[f"{conv.name}/kernel"]
         y = tf.nn.conv1d(padded, kernel, 1, "VALID", dilations=conv.dilation)
-        if conv.norm:
+        if conv.norm == "frame":
             mean, variance = tf.nn.moments(y, axes=[-1], keepdims=True)
             scale, shift = self.weights[f"{conv.name}/scale"], self.weights[f"{conv.name}/shift"]
-            y = tf.nn.batch_normalization(y, mean, variance, shift, scale, NORM_EPSILON)
+            epsilon = NORM_EPSILON["frame"]
+            y = tf.nn.batch_normalization(y, mean, variance, shift, scale, epsilon)
         else:
             y = y + self.weights[f"{conv.name}/bias"]
         return tf.nn.relu6(y) if conv.relu6 else y

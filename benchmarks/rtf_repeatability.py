@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _model(channels: int) -> bytes:
     decoder, synth = DecoderConfig(channels=channels), SynthConfig()
-    weights = initial_weights(decoder.blocks(synth.n_outputs), seed=0)
+    weights = initial_weights(decoder.plan(synth.n_outputs), seed=0)
     return decoder_onnx(decoder, synth, weights, sample_rate=16_000, hop_size=64)
 
 

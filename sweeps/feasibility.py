@@ -7,8 +7,11 @@ from thesis.config import ModelConfig
 
 def closed_form_metrics(
     config: ModelConfig, *, sample_rate: int, hop_size: int
-) -> dict[str, int | float]:
-    """Returns the metrics that follow from the configuration alone, by `Measurement` field."""
+) -> dict[str, int | float | None]:
+    """Returns the metrics that follow from the configuration alone, by `Measurement` field.
+
+    A receptive field without a bound is None.
+    """
     n_outputs, frames = config.synth.n_outputs, config.decoder.receptive_field_frames
     parameters = config.decoder.parameter_count(n_outputs)
     return {
@@ -16,12 +19,19 @@ def closed_form_metrics(
         "parameters_with_reverb": parameters + config.synth.reverb_length(sample_rate),
         "macs_per_frame": config.decoder.macs_per_frame(n_outputs),
         "receptive_field_frames": frames,
-        "receptive_field_seconds": frames * hop_size / sample_rate,
+        "receptive_field_seconds": None if frames is None else frames * hop_size / sample_rate,
     }
 
 
 def broken_limit(measurement: Measurement, limits: Limits) -> tuple[Reason, str] | None:
     """Returns the first limit that a measurement breaks and by what; None when it breaks none."""
+    field, limit = measurement.receptive_field_seconds, limits.receptive_field_seconds
+    # Whoever counts parameters knows the receptive field as well, where it has a bound.
+    if field is None and limit is not None and measurement.parameters is not None:
+        return Reason.RECEPTIVE_FIELD, (
+            f"receptive_field_seconds has no bound, an output sees the whole clip; "
+            f"the limit {limit:.3g} s"
+        )
     checks = (
         (Reason.RECEPTIVE_FIELD, "receptive_field_seconds", "{:.3g} s"),
         (Reason.PARAMETERS, "parameters", "{:,}"),

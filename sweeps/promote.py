@@ -118,6 +118,9 @@ def model_card(trial: Trial, measured: RtfMeasurement, source: str) -> str:
     times = (measured.p50_seconds, measured.p95_seconds, measured.p99_seconds)
     quantiles = ", ".join(f"{seconds * 1e3:.3f} ms" for seconds in times)
     axes = "\n".join(f"| {name} | {value} |" for name, value in trial.candidate.values)
+    field = "the whole clip"
+    if m.receptive_field_frames is not None:
+        field = f"{m.receptive_field_frames} frames, {m.receptive_field_seconds:.3g} s"
     ratio = (
         f"{measured.rtf_ratio:.3f} [{measured.rtf_ratio_low:.3f}, {measured.rtf_ratio_high:.3f}]"
     )
@@ -136,7 +139,7 @@ synthesiser, filtered noise and a reverb out.
 | p50, p95, p99 of one clip | {quantiles} |
 | measured on | {processor()}, one thread, ONNX Runtime {p.versions.get("onnxruntime", "")} |
 | parameters, with reverb | {m.parameters:,}, {m.parameters_with_reverb:,} |
-| receptive field | {m.receptive_field_frames} frames, {m.receptive_field_seconds:.3g} s |
+| receptive field | {field} |
 | largest difference to the trained model | {m.export_max_error:.2g} |
 
 ## Architecture

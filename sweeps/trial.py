@@ -119,7 +119,9 @@ class Measurement:
     parameters: int | None = _metric("", "decoder weights, with the output layer")
     parameters_with_reverb: int | None = _metric("", "decoder weights and reverb taps")
     macs_per_frame: int | None = _metric("", "multiply-accumulates of one frame")
-    receptive_field_frames: int | None = _metric("frames", "input frames that one output sees")
+    receptive_field_frames: int | None = _metric(
+        "frames", "input frames that one output sees; none without a bound"
+    )
     receptive_field_seconds: float | None = _metric("s", "the same in seconds")
     export_max_error: float | None = _metric("", "largest |ONNX - TensorFlow| over the controls")
     model_bytes: int | None = _metric("bytes", "size of decoder.onnx")

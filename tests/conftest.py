@@ -33,7 +33,7 @@ st.register_type_strategy(
         block=st.sampled_from(["plain", "inverted_bottleneck"]),
         expansion=st.integers(1, 3),
         causal=st.booleans(),
-        norm=st.sampled_from(["none", "frame"]),
+        norm=st.sampled_from(["none", "frame", "batch", "time"]),
     ),
 )
 
@@ -69,14 +69,20 @@ def violin():
 
 @pytest.fixture(scope="session")
 def weights_of():
-    """A function: weights by name for a plan, as after training, no scale or shift still new."""
+    """A function: weights by name for a plan, as after training, none of them still new."""
 
-    def weights_of(blocks, seed=0):
+    def weights_of(plan, seed=0):
         rng = np.random.default_rng(seed)
-        shapes = {k: v for b in blocks for c in b.convs for k, v in c.weight_shapes.items()}
+
+        def trained(kind, shape):
+            if kind == "variance":
+                return rng.uniform(0.2, 2.0, shape)
+            return rng.normal(float(kind == "scale"), 0.5, shape)
+
         return {
-            name: rng.normal(float(name.endswith("/scale")), 0.5, shape).astype(np.float32)
-            for name, shape in shapes.items()
+            name: trained(name.rpartition("/")[2], shape).astype(np.float32)
+            for node in plan
+            for name, shape in (node.weight_shapes | node.moment_shapes).items()
         }
 
     return weights_of

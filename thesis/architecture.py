@@ -1,39 +1,93 @@
-"""A decoder as a plan: the convolutions that it is made of, in order, with no framework attached.
+"""A decoder as a plan: a small graph of layers, in the order of the forward pass.
 
-TensorFlow trains the plan, ONNX export lays it out, NumPy checks both, and parameter and operation
-counts are sums over it. So they cannot disagree about the network.
+No framework is attached. A node names the nodes whose outputs it takes; `INPUTS` are the decoder's
+inputs, and the last node's output is the decoder's. TensorFlow trains the plan, ONNX export lays it
+out, NumPy checks both, and sizes, costs and receptive fields are walks over it. So they cannot
+disagree about the network.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+INPUTS = "inputs"
+"""What the first nodes take: the decoder's inputs."""
+
+Norm = Literal["none", "frame", "batch", "time"]
+"""'none'; 'frame', layer norm over the channels of each frame; 'batch', batch norm (Ioffe & Szegedy
+2015); 'time', moments over all frames and channels of a clip, ddsp's 'layer'."""
+
+NORM_EPSILON: Mapping[Norm, float] = {"frame": 1e-5, "batch": 1e-3, "time": 1e-5}
+"""Added to the variance. The thesis has 1e-3 for its batch norm, ddsp 1e-5 for its own."""
+
+Weights = Mapping[str, npt.NDArray[np.float32]]
+Interval = tuple[float, float]
+"""First and last of a range of frames; infinite for a layer that sees all there are."""
+
 
 @dataclass(frozen=True)
-class Conv:
-    """One convolution over time, what comes before it and what follows it.
+class Node:
+    """One step of a plan.
 
     Attributes:
-      name: Prefix of its weights' names.
-      kernel_size: Frames that it sees.
-      ch_in: Input channels.
+      name: Names its output; prefix of its weights' names.
+      sources: Names of what it takes.
       ch_out: Output channels.
-      dilation: Frames between two taps.
-      depthwise: Each channel is filtered on its own; `ch_in` equals `ch_out`.
-      norm: Layer norm over the channels of each frame follows; there is no bias then, the norm's
-        scale and shift do its work.
-      relu6: A ReLU clipped at 6 comes last.
     """
 
     name: str
-    kernel_size: int
-    ch_in: int
+    sources: tuple[str, ...]
     ch_out: int
+
+    @property
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of every weight that is trained."""
+        return {}
+
+    @property
+    def moment_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of the running moments of a batch norm, kept rather than trained."""
+        return {}
+
+    @property
+    def parameter_count(self) -> int:
+        """Trained weights."""
+        return sum(math.prod(shape) for shape in self.weight_shapes.values())
+
+    @property
+    def macs_per_frame(self) -> int:
+        """Multiply-accumulates of one output frame, norm and activation left out."""
+        return 0
+
+    def sees(self, first: float, last: float) -> tuple[Interval, ...]:
+        """Returns, for each source, the frames that output frames `first` to `last` depend on."""
+        return ((first, last),) * len(self.sources)
+
+
+@dataclass(frozen=True)
+class Conv(Node):
+    """One convolution over time, with the norm and the activation that follow it.
+
+    Attributes:
+      ch_in: Input channels.
+      kernel_size: Frames that it sees.
+      dilation: Frames between two taps.
+      lookahead: How many frames after its own the last tap sees; 0 is causal.
+      depthwise: Each channel is filtered on its own; `ch_in` equals `ch_out`.
+      norm: What follows. A norm's scale and shift do the work of a bias: there is none then.
+      relu6: A ReLU clipped at 6 comes last.
+    """
+
+    ch_in: int
+    kernel_size: int = 1
     dilation: int = 1
+    lookahead: int = 0
     depthwise: bool = False
-    norm: bool = False
+    norm: Norm = "none"
     relu6: bool = False
 
     @property
@@ -43,56 +97,98 @@ class Conv:
 
     @property
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Weight name -> shape."""
-        per_channel = ("scale", "shift") if self.norm else ("bias",)
+        """Name -> shape of every weight that is trained."""
+        per_channel = ("bias",) if self.norm == "none" else ("scale", "shift")
         shapes: dict[str, tuple[int, ...]] = {f"{self.name}/kernel": self.kernel_shape}
         return shapes | {f"{self.name}/{name}": (self.ch_out,) for name in per_channel}
 
     @property
-    def parameter_count(self) -> int:
-        """Trainable weights."""
-        k, ch_in, ch_out = self.kernel_shape
-        return k * ch_in * ch_out + ch_out * (2 if self.norm else 1)
+    def moment_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of the running moments of a batch norm, kept rather than trained."""
+        kept = ("mean", "variance") if self.norm == "batch" else ()
+        return {f"{self.name}/{name}": (self.ch_out,) for name in kept}
 
     @property
     def macs_per_frame(self) -> int:
         """Multiply-accumulates of one output frame, norm and activation left out."""
-        k, ch_in, ch_out = self.kernel_shape
-        return k * ch_in * ch_out
+        return math.prod(self.kernel_shape)
 
     @property
     def reach(self) -> int:
         """Frames between the first and the last tap."""
         return (self.kernel_size - 1) * self.dilation
 
-    def padding(self, causal: bool) -> tuple[int, int]:
-        """Returns the zero frames before and after that keep the length."""
-        return (self.reach, 0) if causal else (self.reach - self.reach // 2, self.reach // 2)
+    @property
+    def padding(self) -> tuple[int, int]:
+        """The zero frames before and after that keep the length."""
+        return self.reach - self.lookahead, self.lookahead
+
+    def sees(self, first: float, last: float) -> tuple[Interval, ...]:
+        """Returns the frames of the source that output frames `first` to `last` depend on."""
+        if self.norm == "time":
+            return ((-math.inf, math.inf),)
+        before, after = self.padding
+        return ((first - before, last + after),)
 
 
 @dataclass(frozen=True)
-class Block:
-    """Convolutions in a row; a residual block adds its input to its output."""
-
-    convs: tuple[Conv, ...]
-    residual: bool = False
+class Add(Node):
+    """The sum of its sources: what closes a residual block."""
 
 
-def convs_of(blocks: Sequence[Block]) -> tuple[Conv, ...]:
-    """Returns every convolution of a plan, in the order of the forward pass."""
-    return tuple(conv for block in blocks for conv in block.convs)
+def initial_weights(plan: Sequence[Node], *, seed: int) -> dict[str, npt.NDArray[np.float32]]:
+    """Returns new weights by name, running moments included.
 
-
-def initial_weights(blocks: Sequence[Block], *, seed: int) -> dict[str, npt.NDArray[np.float32]]:
-    """Returns new weights by name: Glorot uniform kernels, unit scales, zero shifts and biases."""
+    Glorot uniform kernels, scales and variances of one, zero for all others.
+    """
     rng = np.random.default_rng(seed)
     weights: dict[str, npt.NDArray[np.float32]] = {}
-    for conv in convs_of(blocks):
-        for name, shape in conv.weight_shapes.items():
-            if name.endswith("/kernel"):
+    for node in plan:
+        for name, shape in (node.weight_shapes | node.moment_shapes).items():
+            kind = name.rpartition("/")[2]
+            if kind == "kernel":
                 fan_in, fan_out = shape[0] * shape[1], shape[0] * shape[2]
                 limit = np.sqrt(6.0 / (fan_in + fan_out))
                 weights[name] = rng.uniform(-limit, limit, shape).astype(np.float32)
             else:
-                weights[name] = np.full(shape, float(name.endswith("/scale")), np.float32)
+                weights[name] = np.full(shape, kind in ("scale", "variance"), np.float32)
     return weights
+
+
+def fold_batch_norm(
+    plan: Sequence[Node], weights: Mapping[str, npt.NDArray[Any]]
+) -> tuple[tuple[Node, ...], dict[str, npt.NDArray[Any]]]:
+    """Returns the plan and weights of the same function without batch norm.
+
+    Once trained, a batch norm is a fixed scale and shift of each channel: the scale goes into the
+    kernel, what is left becomes the bias.
+    """
+    folded, rest = [], dict(weights)
+    for node in plan:
+        if isinstance(node, Conv) and node.norm == "batch":
+            scale, shift, mean, variance = (
+                rest.pop(f"{node.name}/{name}").astype(np.float64)
+                for name in ("scale", "shift", "mean", "variance")
+            )
+            gain = scale / np.sqrt(variance + NORM_EPSILON["batch"])
+            kernel, bias = f"{node.name}/kernel", f"{node.name}/bias"
+            rest |= {
+                kernel: (rest[kernel] * gain).astype(np.float32),
+                bias: (shift - mean * gain).astype(np.float32),
+            }
+            node = replace(node, norm="none")
+        folded.append(node)
+    return tuple(folded), rest
+
+
+def inputs_seen(plan: Sequence[Node], frame: int) -> Interval:
+    """Returns the first and the last input frame that an output frame depends on.
+
+    Frames before the first one count as any other; between the two there may be gaps.
+    """
+    wanted: dict[str, Interval] = {plan[-1].name: (frame, frame)}
+    for node in reversed(plan):
+        for source, seen in zip(node.sources, node.sees(*wanted[node.name]), strict=True):
+            first, last = wanted.get(source, seen)
+            wanted[source] = min(first, seen[0]), max(last, seen[1])
+    return wanted[INPUTS]

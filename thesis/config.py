@@ -5,13 +5,14 @@ so a candidate that is too large is turned away before anything heavy is importe
 The rest of the library is gin-free and takes these dataclasses.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import gin
 
-from thesis.architecture import Block, Conv, convs_of
+from thesis.architecture import INPUTS, Add, Conv, Node, Norm, inputs_seen
 from thesis.errors import ConfigError, UserError
 
 T = TypeVar("T")
@@ -72,9 +73,11 @@ class DecoderConfig:
         dilated, project 1x1 (Sandler et al. 2018, MobileNetV2).
       expansion: Channel multiplier inside an inverted bottleneck, 1 to 8. Without effect on plain
         blocks.
-      causal: Pad on the left only, so that no output frame sees a later input frame.
-      norm: 'frame', layer norm over the channels of each frame (streamable); 'none'. Over one or
-        two channels little more than signs is left of the signal.
+      causal: Pad on the left only, so that no convolution sees a later frame. With norm 'time' the
+        decoder is not causal all the same, see `streamable`.
+      norm: 'none'; 'frame', layer norm over the channels of each frame, which leaves little more
+        than signs of one or two channels; 'batch', batch norm, folded into the convolutions at
+        export; 'time', ddsp's own: moments over all frames and channels of the clip.
     """
 
     channels: int = 8
@@ -85,7 +88,7 @@ class DecoderConfig:
     block: Literal["plain", "inverted_bottleneck"] = "plain"
     expansion: int = 2
     causal: bool = True
-    norm: Literal["none", "frame"] = "frame"
+    norm: Norm = "frame"
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -104,9 +107,28 @@ class DecoderConfig:
         )
 
     @property
-    def receptive_field_frames(self) -> int:
-        """Input frames that one output frame depends on: `1 + (k-1) * (1 + sum of dilations)`."""
-        return 1 + (self.kernel_size - 1) * (1 + sum(self.dilations))
+    def receptive_field_frames(self) -> int | None:
+        """Input frames from the first to the last that one output frame depends on.
+
+        `1 + (k-1) * (1 + sum of dilations)`; None with norm 'time', which has no bound.
+        """
+        first, last = inputs_seen(self.plan(1), 0)
+        return None if math.isinf(last - first) else int(last - first) + 1
+
+    @property
+    def lookahead_frames(self) -> int | None:
+        """Input frames after its own that an output frame depends on; None without a bound."""
+        _, last = inputs_seen(self.plan(1), 0)
+        return None if math.isinf(last) else int(last)
+
+    @property
+    def streamable(self) -> bool:
+        """Whether each output frame can be had as soon as its input frame is there.
+
+        This is causality in effect. `causal` alone is not enough: a norm over time sees the end
+        of the clip.
+        """
+        return self.lookahead_frames == 0
 
     def inactive_parameters(self) -> frozenset[str]:
         """Names of parameters whose value makes no difference to this model."""
@@ -120,38 +142,48 @@ class DecoderConfig:
             inactive.add("causal")
         return frozenset(inactive)
 
-    def blocks(self, n_outputs: int) -> tuple[Block, ...]:
+    def plan(self, n_outputs: int) -> tuple[Node, ...]:
         """Returns the network as a plan: input, residual blocks, linear output."""
-        norm = self.norm == "frame"
-        first = Conv("input", self.kernel_size, N_INPUTS, self.channels, norm=norm, relu6=True)
-        last = Conv("output", 1, self.channels, n_outputs)
-        residual = (self._block(f"block_{i}", d) for i, d in enumerate(self.dilations))
-        return Block((first,)), *residual, Block((last,))
+        k, ch = self.kernel_size, self.channels
+        plan: list[Node] = [
+            Conv(
+                "input", (INPUTS,), ch, N_INPUTS, k,
+                lookahead=self._lookahead(1), norm=self.norm, relu6=True,
+            )
+        ]  # fmt: skip
+        for i, dilation in enumerate(self.dilations):
+            plan += self._block(f"block_{i}", plan[-1].name, dilation)
+        return (*plan, Conv("output", (plan[-1].name,), n_outputs, ch))
 
-    def _block(self, name: str, dilation: int) -> Block:
-        k, ch, norm = self.kernel_size, self.channels, self.norm == "frame"
+    def _lookahead(self, dilation: int) -> int:
+        return 0 if self.causal else (self.kernel_size - 1) * dilation // 2
+
+    def _block(self, name: str, source: str, dilation: int) -> tuple[Node, ...]:
+        """Returns one residual block."""
+        k, ch, norm = self.kernel_size, self.channels, self.norm
+        ahead = self._lookahead(dilation)
+        convs: tuple[Conv, ...]
         if self.block == "plain":
-            return Block((Conv(name, k, ch, ch, dilation, norm=norm, relu6=True),), residual=True)
-        wide = ch * self.expansion
-        return Block(
-            (
-                Conv(f"{name}/expand", 1, ch, wide, norm=norm, relu6=True),
+            convs = (Conv(name, (source,), ch, ch, k, dilation, ahead, norm=norm, relu6=True),)
+        else:
+            expand, depthwise, wide = f"{name}/expand", f"{name}/depthwise", ch * self.expansion
+            convs = (
+                Conv(expand, (source,), wide, ch, norm=norm, relu6=True),
                 Conv(
-                    f"{name}/depthwise", k, wide, wide, dilation,
+                    depthwise, (expand,), wide, wide, k, dilation, ahead,
                     depthwise=True, norm=norm, relu6=True,
                 ),
-                Conv(f"{name}/project", 1, wide, ch, norm=norm),
-            ),
-            residual=True,
-        )  # fmt: skip
+                Conv(f"{name}/project", (depthwise,), ch, wide, norm=norm),
+            )  # fmt: skip
+        return (*convs, Add(f"{name}/sum", (source, convs[-1].name), ch))
 
     def parameter_count(self, n_outputs: int) -> int:
-        """Returns the number of trainable weights, the output layer included."""
-        return sum(conv.parameter_count for conv in convs_of(self.blocks(n_outputs)))
+        """Returns the number of trained weights, the output layer included."""
+        return sum(node.parameter_count for node in self.plan(n_outputs))
 
     def macs_per_frame(self, n_outputs: int) -> int:
         """Returns the multiply-accumulates of the convolutions for one frame."""
-        return sum(conv.macs_per_frame for conv in convs_of(self.blocks(n_outputs)))
+        return sum(node.macs_per_frame for node in self.plan(n_outputs))
 
 
 @dataclass(frozen=True)

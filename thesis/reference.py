@@ -4,20 +4,19 @@ The slow, obvious version: it is the oracle that the TensorFlow and ONNX version
 against, and it renders bundles on machines without TensorFlow.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import fft, special
 
-from thesis.architecture import Conv
+from thesis.architecture import INPUTS, NORM_EPSILON, Add, Conv, Node
 from thesis.config import DecoderConfig, SynthConfig
 from thesis.controls import Outputs
 
 Array = npt.NDArray[np.float64]
 
-NORM_EPSILON = 1e-5
 NOISE_BIAS = -5.0
 """Added to the noise magnitudes so that a new network starts quiet, as in ddsp."""
 
@@ -38,30 +37,50 @@ def decode(
     Returns:
       [frames, n_outputs].
     """
-    x = inputs.astype(np.float64)
-    n_outputs = weights["output/bias"].shape[0]
-    for block in config.blocks(n_outputs):
-        y = x
-        for conv in block.convs:
-            y = _conv(y, conv, weights, config.causal)
-        x = x + y if block.residual else y
-    return x
+    return run(config.plan(weights["output/bias"].shape[0]), weights, inputs)
 
 
-def _conv(x: Array, conv: Conv, weights: Mapping[str, npt.NDArray[Any]], causal: bool) -> Array:
+def run(
+    plan: Sequence[Node], weights: Mapping[str, npt.NDArray[Any]], inputs: npt.NDArray[Any]
+) -> Array:
+    """Returns the output of a plan, [frames, channels], as after training."""
+    values = {INPUTS: inputs.astype(np.float64)}
+    for node in plan:
+        sources = [values[source] for source in node.sources]
+        values[node.name] = _LAYERS[type(node)](node, weights, *sources)
+    return values[plan[-1].name]
+
+
+def _conv(conv: Conv, weights: Mapping[str, npt.NDArray[Any]], x: Array) -> Array:
     n_frames = x.shape[0]
-    padded = np.pad(x, (conv.padding(causal), (0, 0)))
+    padded = np.pad(x, (conv.padding, (0, 0)))
     kernel = weights[f"{conv.name}/kernel"].astype(np.float64)
     y = np.zeros((n_frames, conv.ch_out))
     for tap in range(conv.kernel_size):
         seen = padded[tap * conv.dilation :][:n_frames]
         y += seen * kernel[tap, 0] if conv.depthwise else seen @ kernel[tap]
-    if conv.norm:
-        y = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + NORM_EPSILON)
-        y = y * weights[f"{conv.name}/scale"] + weights[f"{conv.name}/shift"]
-    else:
+    if conv.norm == "none":
         y = y + weights[f"{conv.name}/bias"]
+    else:
+        mean, variance = _moments(conv, weights, y)
+        y = (y - mean) / np.sqrt(variance + NORM_EPSILON[conv.norm])
+        y = y * weights[f"{conv.name}/scale"] + weights[f"{conv.name}/shift"]
     return np.asarray(np.clip(y, 0.0, 6.0)) if conv.relu6 else y
+
+
+def _moments(conv: Conv, weights: Mapping[str, npt.NDArray[Any]], y: Array) -> tuple[Any, Any]:
+    """Returns the mean and the variance that a norm takes out."""
+    if conv.norm == "batch":
+        return weights[f"{conv.name}/mean"], weights[f"{conv.name}/variance"].astype(np.float64)
+    over = {"frame": -1, "time": None}[conv.norm]
+    return y.mean(over, keepdims=True), y.var(over, keepdims=True)
+
+
+def _add(_: Add, __: Mapping[str, npt.NDArray[Any]], *sources: Array) -> Array:
+    return np.asarray(sum(sources))
+
+
+_LAYERS: Mapping[type[Node], Callable[..., Array]] = {Conv: _conv, Add: _add}
 
 
 def exp_sigmoid(x: npt.NDArray[Any]) -> Array:

@@ -70,7 +70,7 @@ def train(
             config.learning_rate, config.decay_steps, config.decay_rate
         )
     )
-    weights = [*model.decoder.weights.values()]
+    weights = [*model.decoder.trainable_variables]
     done = tf.Variable(0, dtype=tf.int64)
     recent = tf.Variable(np.full(REPORT_EVERY, np.nan))
     state = {"model": model, "optimizer": optimizer, "done": done, "recent": recent}
@@ -84,7 +84,7 @@ def train(
     for step in range(int(done), config.steps):
         batch = batches[step]
         with tf.GradientTape() as tape:
-            outputs = decode(batch.inputs)
+            outputs = decode(batch.inputs, training=True)
         # As a tensor: a variable would have the graph traced anew for every model.
         response = tf.convert_to_tensor(model.impulse_response)
         loss, slope, response_gradient = loss_and_slopes(

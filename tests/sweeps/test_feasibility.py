@@ -40,10 +40,24 @@ def test_every_closed_form_is_a_column_and_seconds_are_frames(decoder, sample_ra
     config = replace(TINY, decoder=decoder)
     metrics = closed_form_metrics(config, sample_rate=sample_rate, hop_size=hop_size)
     measurement = Measurement(**metrics)
-    frames = measurement.receptive_field_seconds * sample_rate / hop_size
-    assert frames == pytest.approx(measurement.receptive_field_frames)
+    if decoder.norm == "time":
+        assert measurement.receptive_field_frames is None
+        assert measurement.receptive_field_seconds is None
+    else:
+        frames = measurement.receptive_field_seconds * sample_rate / hop_size
+        assert frames == pytest.approx(measurement.receptive_field_frames)
     taps = measurement.parameters_with_reverb - measurement.parameters
     assert taps == sample_rate
+
+
+def test_a_receptive_field_without_a_bound_breaks_every_limit_on_it():
+    whole_clip = replace(TINY, decoder=replace(REFERENCE_DECODER, norm="time"))
+    measurement = Measurement(**closed_form_metrics(whole_clip, sample_rate=16_000, hop_size=64))
+    assert broken_limit(measurement, Limits(parameters=3000)) is None
+    assert broken_limit(measurement, Limits(receptive_field_seconds=1e9, parameters=1)) == (
+        Reason.RECEPTIVE_FIELD,
+        "receptive_field_seconds has no bound, an output sees the whole clip; the limit 1e+09 s",
+    )
 
 
 MEASURED = Measurement(receptive_field_seconds=1.0, parameters=2446, rtf_ratio=1.5)

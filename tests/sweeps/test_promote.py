@@ -132,6 +132,19 @@ def test_the_model_card_of_an_older_record_leaves_out_what_it_does_not_know(tria
     assert set(old) < set(new)
 
 
+def test_the_model_card_of_a_norm_over_time_says_that_it_sees_the_whole_clip(bundle, trial):
+    unbounded = replace(
+        trial.measurement, receptive_field_frames=None, receptive_field_seconds=None
+    )
+    card = model_card(
+        replace(trial, measurement=unbounded),
+        RtfMeasurement(**bundle.trial["promotion"]),
+        "recording.wav",
+    )
+    assert "| receptive field | the whole clip |" in card
+    assert "None" not in card
+
+
 def test_the_python_of_the_model_card_runs(bundle, monkeypatch):
     card = (bundle.path / "README.md").read_text()
     code = card.partition("or from Python:")[2].partition("`clip.wav`")[0]

@@ -149,7 +149,7 @@ def test_limits_come_from_the_run():
         ("STEPS=1.5", "train.steps = 1.5 has the wrong type", "int"),
         ("STEPS=-1", "train.steps = -1 is outside its range", "between"),
         ("LEARNING_RATE=1e9", "train.learning_rate = 1000000000.0 is outside", "between"),
-        ("DilatedConvStack.norm=time", "norm = 'time' is not a choice", "'frame'"),
+        ("DilatedConvStack.norm=group", "norm = 'group' is not a choice", "'frame'"),
         ("STEPS=(", "gin: ", "parameters belong to"),
         ("train.stepps=5", "gin: ", "parameters belong to"),
         ("training.steps=5", "gin: ", "parameters belong to"),

@@ -48,10 +48,31 @@ def export(weights_of, rates):
     from thesis.export import decoder_onnx
 
     def export(decoder, synth, seed=0):
-        weights = weights_of(decoder.blocks(synth.n_outputs), seed)
+        weights = weights_of(decoder.plan(synth.n_outputs), seed)
         return decoder_onnx(decoder, synth, weights, **rates), weights
 
     return export
+
+
+@pytest.fixture(scope="session")
+def assert_equals_twin():
+    """A function: compares outputs, [frames, n_outputs], with those of the float64 twin.
+
+    Float32 may be off by 1e-5. Where a norm divides by next to nothing, as over channels that
+    happen to be equal, it may be off by what some last bits of the weights decide there.
+    """
+    from thesis import reference
+
+    def assert_equals_twin(outputs, inputs, weights, config):
+        expected = reference.decode(inputs, weights, config)
+        rng = np.random.default_rng(0)
+        nudged = {k: w * (1 + rng.choice([-1e-6, 1e-6], w.shape)) for k, w in weights.items()}
+        rounding = abs(reference.decode(inputs, nudged, config) - expected).max(-1, keepdims=True)
+        assert outputs.shape == expected.shape
+        allowed = 1e-5 * max(1, abs(expected).max()) + 2 * rounding
+        assert (abs(outputs - expected) <= allowed).all(), abs(outputs - expected).max()
+
+    return assert_equals_twin
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,11 @@ import dataclasses
 import typing
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thesis.architecture import convs_of, initial_weights
+from thesis import reference
+from thesis.architecture import INPUTS, Add, Conv, fold_batch_norm, initial_weights, inputs_seen
 from thesis.config import DecoderConfig
 
 N_OUTPUTS = st.integers(1, 20)
@@ -20,20 +21,25 @@ CHOICES = {
     "block": ("plain", "inverted_bottleneck"),
     "expansion": (1, 2, 3),
     "causal": (False, True),
-    "norm": ("none", "frame"),
+    "norm": ("none", "frame", "batch", "time"),
 }
 
 
 def network(config):
-    """All that there is to a network: its blocks, and which frames each convolution sees."""
-    plan = config.blocks(5)
-    undilated = [[dataclasses.replace(conv, dilation=1) for conv in block.convs] for block in plan]
-    return undilated, [b.residual for b in plan], [offsets(c, config) for c in convs_of(plan)]
+    """All that there is to a network: its layers, and which frames each convolution sees."""
+    plan = config.plan(5)
+    return [unaligned(node) for node in plan], [offsets(node) for node in plan]
 
 
-def offsets(conv, config):
-    before, _ = conv.padding(config.causal)
-    return [tap * conv.dilation - before for tap in range(conv.kernel_size)]
+def unaligned(node):
+    return dataclasses.replace(node, dilation=1, lookahead=0) if isinstance(node, Conv) else node
+
+
+def offsets(node):
+    if not isinstance(node, Conv):
+        return [0]
+    before, _ = node.padding
+    return [tap * node.dilation - before for tap in range(node.kernel_size)]
 
 
 def variations(config, name):
@@ -42,13 +48,14 @@ def variations(config, name):
 
 @given(config=st.from_type(DecoderConfig), n_outputs=N_OUTPUTS)
 def test_parameters_are_counted_as_the_weights_that_are_there(config, n_outputs):
-    weights = initial_weights(config.blocks(n_outputs), seed=0)
-    assert config.parameter_count(n_outputs) == sum(array.size for array in weights.values())
+    weights = initial_weights(config.plan(n_outputs), seed=0)
+    trained = {k: v for k, v in weights.items() if not k.endswith(("/mean", "/variance"))}
+    assert config.parameter_count(n_outputs) == sum(array.size for array in trained.values())
 
 
 @given(config=st.from_type(DecoderConfig), n_outputs=N_OUTPUTS)
 def test_macs_are_one_for_each_kernel_weight(config, n_outputs):
-    weights = initial_weights(config.blocks(n_outputs), seed=0)
+    weights = initial_weights(config.plan(n_outputs), seed=0)
     kernels = [array for name, array in weights.items() if name.endswith("/kernel")]
     assert config.macs_per_frame(n_outputs) == sum(array.size for array in kernels)
 
@@ -91,22 +98,36 @@ def test_every_other_parameter_makes_a_difference(config):
 
 @given(config=st.from_type(DecoderConfig))
 def test_names_of_weights_are_unique(config):
-    names = [name for conv in convs_of(config.blocks(3)) for name in conv.weight_shapes]
+    plan = config.plan(3)
+    names = [name for node in plan for name in node.weight_shapes | node.moment_shapes]
     assert len(names) == len(set(names))
+
+
+@given(config=st.from_type(DecoderConfig), n_outputs=N_OUTPUTS)
+def test_a_plan_is_in_the_order_of_the_forward_pass_and_its_channels_fit(config, n_outputs):
+    channels = {INPUTS: 2}
+    for node in config.plan(n_outputs):
+        assert node.name not in channels
+        if isinstance(node, Conv):
+            assert [channels[source] for source in node.sources] == [node.ch_in]
+        else:
+            assert {channels[source] for source in node.sources} == {node.ch_out}
+        channels[node.name] = node.ch_out
+    assert channels[node.name] == n_outputs
 
 
 @given(config=st.from_type(DecoderConfig))
 def test_padding_keeps_the_length(config):
-    for conv in convs_of(config.blocks(3)):
-        before, after = conv.padding(config.causal)
+    for conv in (node for node in config.plan(3) if isinstance(node, Conv)):
+        before, after = conv.padding
         assert before + after == (conv.kernel_size - 1) * conv.dilation
         assert before >= after >= 0
         assert after == 0 or not config.causal
 
 
 def test_new_weights_are_glorot_uniform_and_follow_the_seed():
-    blocks = DecoderConfig(channels=64).blocks(126)
-    weights = initial_weights(blocks, seed=3)
+    plan = DecoderConfig(channels=64).plan(126)
+    weights = initial_weights(plan, seed=3)
     kernel = weights["block_0/kernel"]
     limit = np.sqrt(6 / (3 * 64 + 3 * 64))
     assert 0.99 * limit < abs(kernel).max() <= limit
@@ -114,5 +135,65 @@ def test_new_weights_are_glorot_uniform_and_follow_the_seed():
     assert (weights["block_0/scale"] == 1).all()
     assert not weights["block_0/shift"].any()
     assert not weights["output/bias"].any()
-    np.testing.assert_array_equal(kernel, initial_weights(blocks, seed=3)["block_0/kernel"])
-    assert (kernel != initial_weights(blocks, seed=4)["block_0/kernel"]).any()
+    np.testing.assert_array_equal(kernel, initial_weights(plan, seed=3)["block_0/kernel"])
+    assert (kernel != initial_weights(plan, seed=4)["block_0/kernel"]).any()
+
+
+def test_new_running_moments_are_those_of_what_is_normed_already():
+    weights = initial_weights(DecoderConfig(norm="batch").plan(5), seed=0)
+    assert not weights["block_0/mean"].any()
+    assert (weights["block_0/variance"] == 1).all()
+
+
+# --- Batch norm, folded ---
+
+
+@settings(max_examples=40)
+@given(config=st.from_type(DecoderConfig), seed=st.integers(0, 99))
+def test_a_folded_batch_norm_is_the_same_function(weights_of, config, seed):
+    plan = dataclasses.replace(config, norm="batch").plan(5)
+    weights = weights_of(plan, seed)
+    inputs = np.random.default_rng(seed).normal(size=(30, 2))
+    expected = reference.run(plan, weights, inputs)
+    folded, rest = fold_batch_norm(plan, weights)
+    outputs = reference.run(folded, rest, inputs)
+    np.testing.assert_allclose(outputs, expected, rtol=0, atol=1e-5 * max(1, abs(expected).max()))
+    assert folded == dataclasses.replace(config, norm="none").plan(5)
+    assert {name: array.shape for name, array in rest.items()} == {
+        name: shape for node in folded for name, shape in node.weight_shapes.items()
+    }
+
+
+@given(config=st.from_type(DecoderConfig).filter(lambda config: config.norm != "batch"))
+def test_other_norms_are_left_as_they_are(weights_of, config):
+    plan = config.plan(5)
+    weights = weights_of(plan)
+    folded, rest = fold_batch_norm(plan, weights)
+    assert (folded, rest.keys()) == (plan, weights.keys())
+    assert all(rest[name] is weights[name] for name in weights)
+
+
+# --- What an output sees ---
+
+
+def test_what_is_seen_spans_all_ways_through_the_graph():
+    plan = (
+        Conv("back", (INPUTS,), 2, 2, 4),
+        Conv("ahead", (INPUTS,), 2, 2, 3, dilation=5, lookahead=10),
+        Add("sum", ("back", "ahead"), 2),
+        Conv("last", ("sum",), 1, 2, 2, lookahead=1),
+    )
+    assert inputs_seen(plan, 100) == (97, 111)
+
+
+@given(config=st.from_type(DecoderConfig))
+def test_what_is_seen_has_a_closed_form(config):
+    taps = config.kernel_size - 1
+    reaches = [taps] + [taps * dilation for dilation in config.dilations]
+    if config.norm == "time":
+        assert (config.receptive_field_frames, config.lookahead_frames) == (None, None)
+        assert not config.streamable
+        return
+    assert config.receptive_field_frames == 1 + sum(reaches)
+    assert config.lookahead_frames == (0 if config.causal else sum(r // 2 for r in reaches))
+    assert config.streamable == (config.lookahead_frames == 0)

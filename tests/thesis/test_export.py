@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from thesis import reference
 from thesis.config import REFERENCE_DECODER, DecoderConfig, SynthConfig
 from thesis.errors import ExportError
 from thesis.export import reference_onnx
@@ -18,13 +17,10 @@ from thesis.runtimes.onnx_runtime import Session
 SYNTH = SynthConfig(n_harmonics=3, n_noise_bands=4)
 
 
-def assert_equals_twin(session, weights, config, n_frames, seed=0):
+def decoded(session, n_frames, seed=0):
+    """Inputs of so many frames and what a session makes of them."""
     inputs = np.random.default_rng(seed).uniform(0, 1, (n_frames, 2)).astype(np.float32)
-    expected = reference.decode(inputs, weights, config)
-    outputs = session.decode(inputs[None])
-    assert outputs.shape == (1, *expected.shape)
-    tolerance = 1e-5 * max(1, abs(expected).max())
-    np.testing.assert_allclose(outputs[0], expected, rtol=0, atol=tolerance)
+    return session.decode(inputs[None])[0], inputs
 
 
 # --- Parity ---
@@ -37,19 +33,19 @@ def assert_equals_twin(session, weights, config, n_frames, seed=0):
     seed=st.integers(0, 1000),
 )
 def test_any_decoder_equals_its_float64_twin_for_any_number_of_frames(
-    export, config, n_frames, seed
+    export, assert_equals_twin, config, n_frames, seed
 ):
     model, weights = export(config, SYNTH, seed)
     session = Session(model)
     for n in n_frames:
-        assert_equals_twin(session, weights, config, n, seed)
+        assert_equals_twin(*decoded(session, n, seed), weights, config)
 
 
 @pytest.mark.parametrize("channels", [8, 16])
-def test_the_thesis_models_equal_their_float64_twins(export, channels):
+def test_the_thesis_models_equal_their_float64_twins(export, assert_equals_twin, channels):
     config = replace(REFERENCE_DECODER, channels=channels)
     model, weights = export(config, SynthConfig())
-    assert_equals_twin(Session(model), weights, config, 1000)
+    assert_equals_twin(*decoded(Session(model), 1000), weights, config)
 
 
 def test_the_exported_decoder_equals_tensorflows(make_model, small, rates):
@@ -64,12 +60,20 @@ def test_the_exported_decoder_equals_tensorflows(make_model, small, rates):
 # --- The graph ---
 
 
-@pytest.mark.parametrize("norm", ["none", "frame"])
+KINDS_OF_NORM = {
+    "none": set(),
+    "frame": {"Mul", "Sqrt", "Div"},
+    "batch": set(),
+    "time": {"Reshape", "InstanceNormalization", "Mul"},
+}
+
+
+@pytest.mark.parametrize("norm", KINDS_OF_NORM)
 @pytest.mark.parametrize("block", ["plain", "inverted_bottleneck"])
 def test_the_graph_is_channels_first_and_made_of_few_kinds_of_nodes(export, norm, block):
     config = replace(REFERENCE_DECODER, norm=norm, block=block)
     model = onnx.load_from_string(export(config, SYNTH)[0])
-    kinds = {"Conv", "Clip", "Add"} | ({"Mul", "Sqrt", "Div"} if norm == "frame" else set())
+    kinds = {"Conv", "Clip", "Add"} | KINDS_OF_NORM[norm]
     assert {node.op_type for node in model.graph.node} == kinds
     shapes = [
         [d.dim_value or d.dim_param for d in value.type.tensor_type.shape.dim]
@@ -78,10 +82,18 @@ def test_the_graph_is_channels_first_and_made_of_few_kinds_of_nodes(export, norm
     assert shapes == [[1, 2, "frames"], [1, SYNTH.n_outputs, "frames"]]
 
 
-def test_without_norm_each_layer_is_a_convolution_a_clip_and_a_sum(export):
-    model = onnx.load_from_string(export(replace(REFERENCE_DECODER, norm="none"), SYNTH)[0])
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_without_norm_or_with_batch_norm_a_layer_is_a_convolution_a_clip_and_a_sum(export, norm):
+    model = onnx.load_from_string(export(replace(REFERENCE_DECODER, norm=norm), SYNTH)[0])
     kinds = [node.op_type for node in model.graph.node]
     assert kinds == ["Conv", "Clip"] + 6 * ["Conv", "Clip", "Add"] + ["Conv"]
+
+
+def test_the_norm_over_channels_costs_six_nodes_a_layer(export):
+    model = onnx.load_from_string(export(REFERENCE_DECODER, SYNTH)[0])
+    kinds = [node.op_type for node in model.graph.node]
+    layer = ["Conv", "Mul", "Conv", "Sqrt", "Div", "Mul", "Add", "Clip"]
+    assert kinds == layer + 6 * [*layer, "Add"] + ["Conv"]
 
 
 @pytest.mark.parametrize("block", ["plain", "inverted_bottleneck"])

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thesis import reference
+from thesis.architecture import Conv
 from thesis.config import DecoderConfig, SynthConfig
 from thesis.controls import Outputs
 
@@ -16,46 +17,54 @@ RATE = 16_000
 
 def decode_frame_by_frame(inputs, weights, config):
     """The decoder with a loop for every index."""
-    x = [[float(v) for v in frame] for frame in inputs]
-    for block in config.blocks(len(weights["output/bias"])):
-        y = x
-        for conv in block.convs:
-            y = [convolved(y, t, conv, weights, config.causal) for t in range(len(y))]
-        x = [list(map(sum, zip(a, b, strict=True))) for a, b in zip(x, y, strict=True)] if (
-            block.residual
-        ) else y  # fmt: skip
-    return np.array(x)
+    values = {"inputs": [[float(v) for v in frame] for frame in inputs]}
+    for node in config.plan(len(weights["output/bias"])):
+        sources = [values[source] for source in node.sources]
+        if isinstance(node, Conv):
+            values[node.name] = convolved(*sources, node, weights)
+        else:
+            values[node.name] = [
+                [sum(numbers) for numbers in zip(*frames, strict=True)]
+                for frames in zip(*sources, strict=True)
+            ]
+    return np.array(values["output"])
 
 
-def convolved(x, t, conv, weights, causal):
+def convolved(x, conv, weights):
     kernel = weights[f"{conv.name}/kernel"].astype(float)
-    reach = (conv.kernel_size - 1) * conv.dilation
-    first = t - reach if causal else t - (reach - reach // 2)
-    y = [0.0] * conv.ch_out
-    for tap in range(conv.kernel_size):
-        at = first + tap * conv.dilation
-        if not 0 <= at < len(x):
-            continue
-        for out in range(conv.ch_out):
-            if conv.depthwise:
-                y[out] += x[at][out] * kernel[tap, 0, out]
-            else:
-                y[out] += sum(x[at][c] * kernel[tap, c, out] for c in range(conv.ch_in))
-    if conv.norm:
-        mean = sum(y) / len(y)
-        variance = sum((v - mean) ** 2 for v in y) / len(y)
-        y = [(v - mean) / math.sqrt(variance + 1e-5) for v in y]
-        scale, shift = (weights[f"{conv.name}/{name}"] for name in ("scale", "shift"))
-        y = [v * float(a) + float(b) for v, a, b in zip(y, scale, shift, strict=True)]
-    else:
-        y = [v + float(b) for v, b in zip(y, weights[f"{conv.name}/bias"], strict=True)]
-    return [min(max(v, 0.0), 6.0) for v in y] if conv.relu6 else y
+    y = []
+    for t in range(len(x)):
+        y.append([0.0] * conv.ch_out)
+        for tap in range(conv.kernel_size):
+            at = t + conv.lookahead - (conv.kernel_size - 1 - tap) * conv.dilation
+            if not 0 <= at < len(x):
+                continue
+            for out in range(conv.ch_out):
+                if conv.depthwise:
+                    y[t][out] += x[at][out] * kernel[tap, 0, out]
+                else:
+                    y[t][out] += sum(x[at][c] * kernel[tap, c, out] for c in range(conv.ch_in))
+    y = [[normed(y, t, c, conv, weights) for c in range(conv.ch_out)] for t in range(len(y))]
+    return [[min(max(v, 0.0), 6.0) for v in frame] for frame in y] if conv.relu6 else y
+
+
+def normed(y, t, c, conv, weights):
+    if conv.norm == "none":
+        return y[t][c] + float(weights[f"{conv.name}/bias"][c])
+    scale, shift = (float(weights[f"{conv.name}/{name}"][c]) for name in ("scale", "shift"))
+    if conv.norm == "batch":
+        mean, variance = (float(weights[f"{conv.name}/{name}"][c]) for name in ("mean", "variance"))
+        return (y[t][c] - mean) / math.sqrt(variance + 1e-3) * scale + shift
+    over = y[t] if conv.norm == "frame" else [v for frame in y for v in frame]
+    mean = sum(over) / len(over)
+    variance = sum((v - mean) ** 2 for v in over) / len(over)
+    return (y[t][c] - mean) / math.sqrt(variance + 1e-5) * scale + shift
 
 
 @settings(max_examples=20)
 @given(config=st.from_type(DecoderConfig), n_frames=st.integers(1, 20), seed=st.integers(0, 99))
 def test_decode_follows_its_definition_frame_by_frame(weights_of, config, n_frames, seed):
-    weights = weights_of(config.blocks(4), seed)
+    weights = weights_of(config.plan(4), seed)
     inputs = np.random.default_rng(seed).normal(size=(n_frames, 2))
     expected = decode_frame_by_frame(inputs, weights, config)
     np.testing.assert_allclose(reference.decode(inputs, weights, config), expected, atol=1e-10)

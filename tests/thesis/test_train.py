@@ -89,6 +89,27 @@ def test_a_resumed_run_continues_as_if_it_had_never_stopped(
     np.testing.assert_allclose(resumed.impulse_response, whole.impulse_response, atol=1e-9)
 
 
+def test_a_resumed_run_keeps_the_running_moments_and_how_many_batches_they_hold(
+    make_model, clips, small, tmp_path
+):
+    whole = make_model(norm="batch")
+    list(train(whole, clips, small.train))
+    first = replace(small.train, steps=4)
+    list(train(make_model(norm="batch"), clips, first, checkpoints=tmp_path))
+    resumed = make_model(seed=9, norm="batch")
+    list(train(resumed, clips, small.train, checkpoints=tmp_path))
+    expected = whole.decoder.named_weights()
+    assert expected["input/mean"].any()
+    for name, weight in resumed.decoder.named_weights().items():
+        np.testing.assert_allclose(weight, expected[name], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("norm", ["none", "frame", "batch", "time"])
+def test_with_every_norm_the_loss_falls(make_model, clips, small, norm):
+    reports = list(train(make_model(norm=norm), clips, replace(small.train, steps=30)))
+    assert reports[-1].loss < 0.95 * reports[0].loss
+
+
 def test_reports_do_not_tell_where_a_run_was_interrupted(
     make_model, clips, small, monkeypatch, tmp_path
 ):
