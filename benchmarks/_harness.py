@@ -71,19 +71,30 @@ class Result:
 
 
 def is_quick(benchmark: str, description: str | None, arguments: Sequence[str] | None) -> bool:
-    """Parses a benchmark's command line, which has one option, and returns whether it is given."""
+    """Parses a command line that has the one option, and returns whether it is given."""
+    quick: bool = parser(benchmark, description).parse_args(arguments).quick
+    return quick
+
+
+def parser(benchmark: str, description: str | None) -> argparse.ArgumentParser:
+    """Returns a benchmark's command line with the option that all of them have."""
     parser = argparse.ArgumentParser(
         prog=f"python -m benchmarks.{benchmark}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--quick", action="store_true", help="fewer repeats, the same measurement")
-    quick: bool = parser.parse_args(arguments).quick
-    return quick
+    return parser
 
 
-def emit(result: Result, *, quick: bool) -> None:
-    """Prints the last line of a benchmark: the result as one JSON object."""
+def emit(result: Result, *, quick: bool, options: str = "") -> None:
+    """Prints the last line of a benchmark: the result as one JSON object.
+
+    Args:
+      result: What was found.
+      quick: Whether it was a run with fewer repeats.
+      options: What else was on the command line that matters to the result.
+    """
     record = {
         "benchmark": result.benchmark,
         "value": result.value,
@@ -91,7 +102,9 @@ def emit(result: Result, *, quick: bool) -> None:
         "better": result.better,
         "reference": result.reference,
         "machine": machine(),
-        "command": f"python -m benchmarks.{result.benchmark}" + (" --quick" if quick else ""),
+        "command": " ".join(
+            filter(None, [f"python -m benchmarks.{result.benchmark}", "--quick" * quick, options])
+        ),
         "details": dict(result.details),
     }
     print(json.dumps(record, default=_plain), flush=True)
