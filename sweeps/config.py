@@ -111,13 +111,23 @@ def _sweep(
     return SweepConfig(tuple(objectives), samplers[sampler], seed, limits)
 
 
-def _search_space(axes: Mapping[str, object] | None = None) -> Mapping[str, object]:
-    if not isinstance(axes, Mapping | None):
-        raise ConfigError(
-            f"search_space.axes = {axes!r} has the wrong type",
-            hint="axes must be a dictionary of domains by binding",
-        )
-    return axes or {}
+def _search_space(**groups: Mapping[str, object]) -> Mapping[str, object]:
+    """Returns the axes of all groups, so that a run may include several space files."""
+    axes: dict[str, object] = {}
+    for group, domains in groups.items():
+        if not isinstance(domains, Mapping):
+            raise ConfigError(
+                f"search_space.{group} = {domains!r} has the wrong type",
+                hint="give a dictionary of domains by binding",
+            )
+        for binding, domain in domains.items():
+            if binding in axes:
+                raise ConfigError(
+                    f"search_space.{group} holds '{binding}', as another group does",
+                    hint="leave it out of one of them",
+                )
+            axes[binding] = domain
+    return axes
 
 
 _SWEEP_STAGES: dict[str, Any] = {

@@ -18,7 +18,7 @@ from sweeps.config import parse_candidate, parse_run
 from sweeps.feasibility import broken_limit, closed_form_metrics
 from sweeps.trial import Candidate, Measurement, Provenance, Reason, Trial
 from thesis.config import MeasureConfig, ModelConfig
-from thesis.data import Dataset, load_dataset
+from thesis.data import Clips, Dataset, Split, load_dataset
 from thesis.errors import ExportError, UserError
 
 if TYPE_CHECKING:
@@ -156,6 +156,10 @@ class _Record:
             ),
         )
 
+    def clips(self, split: Split) -> Clips:
+        """Returns the clips of a split with the frames that the candidate's decoder runs on."""
+        return self.dataset.clips(split).subsampled(self.config.synth.hop_multiple)
+
     def require_within(self, limits: Any) -> None:
         broken = broken_limit(Measurement(**self.metrics), limits)
         if broken:
@@ -182,7 +186,7 @@ def _stages(
         record.require_within(limits)
 
     started = time.monotonic()
-    clips = record.dataset.clips("train")
+    clips = record.clips("train")
     for report in train(model, clips, config.train, checkpoints=workdir / "checkpoints"):
         record.metrics["train_loss"] = report.loss
         record.train_steps = report.step
@@ -217,7 +221,7 @@ def _validate(record: _Record, model: "Model", decoder: bytes) -> None:
     from thesis.runtimes.onnx_runtime import Session
     from thesis.train import validate
 
-    session, clips = Session(decoder), record.dataset.clips("validation")
+    session, clips = Session(decoder), record.clips("validation")
     inputs = decoder_inputs(clips.f0_hz, clips.loudness_db)
     errors = [
         np.abs(session.decode(clip[None]) - model.decoder(clip[None])).max() for clip in inputs
@@ -234,6 +238,8 @@ def _validate(record: _Record, model: "Model", decoder: bytes) -> None:
     if not math.isfinite(found.loss):
         raise _Rejected(Reason.DIVERGED, f"the validation loss is {found.loss}")
     record.metrics["val_loss"] = found.loss
+    # Compared on the dataset's own frames, whichever the candidate's are.
+    clips = record.dataset.clips("validation")
     record.metrics |= asdict(compare(clips, found.renderings, record.dataset.facts))
 
 

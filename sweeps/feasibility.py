@@ -10,16 +10,18 @@ def closed_form_metrics(
 ) -> dict[str, int | float | None]:
     """Returns the metrics that follow from the configuration alone, by `Measurement` field.
 
-    A receptive field without a bound is None.
+    Sample rate (Hz) and hop size (samples) are the dataset's. A receptive field without a bound is
+    None.
     """
     n_outputs, frames = config.synth.n_outputs, config.decoder.receptive_field_frames
     parameters = config.decoder.parameter_count(n_outputs)
+    seconds = config.synth.hop_size(hop_size) / sample_rate
     return {
         "parameters": parameters,
         "parameters_with_reverb": parameters + config.synth.reverb_length(sample_rate),
         "macs_per_frame": config.decoder.macs_per_frame(n_outputs),
         "receptive_field_frames": frames,
-        "receptive_field_seconds": None if frames is None else frames * hop_size / sample_rate,
+        "receptive_field_seconds": None if frames is None else frames * seconds,
     }
 
 

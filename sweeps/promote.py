@@ -68,9 +68,9 @@ def promote(
             f"'{data.path}' is not the dataset that trial {trial.id} was trained on",
             hint="name it with --data",
         )
-    clips = data.clips("validation")
-    row = int(np.argmax(clips.loudness_db.mean(axis=1)))  # the clip with the most to hear
     model = parse_candidate(trial.provenance.gin_config, trial.candidate)
+    clips = data.clips("validation").subsampled(model.synth.hop_multiple)
+    row = int(np.argmax(clips.loudness_db.mean(axis=1)))  # the clip with the most to hear
     with tempfile.TemporaryDirectory() as folder:
         artifacts = Path(folder)
         ledger.get_artifacts(trial.id, artifacts)

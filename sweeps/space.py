@@ -130,13 +130,9 @@ class SearchSpace:
                     hint=f"it takes {axis.domain}",
                 )
         full = Candidate.of(values)
-        inactive = self.config(full).decoder.inactive_parameters()
+        inactive = self.config(full).inactive_parameters()
         return Candidate.of(
-            {
-                a.name: values[a.name]
-                for a in self.axes
-                if not (a.binding.startswith("DilatedConvStack.") and a.name in inactive)
-            }
+            {a.name: values[a.name] for a in self.axes if a.binding not in inactive}
         )
 
     def sample(self, rng: random.Random) -> Candidate:

@@ -7,6 +7,7 @@ import numpy as np
 from thesis._ddsp import tf
 from thesis.config import ModelConfig
 from thesis.dilated_conv import DilatedConvStack
+from thesis.reference import reverb_envelope
 from thesis.synthesis import Synthesizer
 
 REVERB_STDDEV = 1e-6
@@ -18,27 +19,40 @@ class Model(tf.Module):  # type: ignore[misc]
 
     Attributes:
       decoder: The network.
-      impulse_response: Trainable reverb, [taps]; empty for none.
+      reverb: Trainable taps of the reverb, [taps], before their envelope; empty for none.
       synthesizer: Turns the decoder's output into audio; holds no weights.
     """
 
-    def __init__(self, decoder: DilatedConvStack, impulse_response: Any, synthesizer: Synthesizer):
+    def __init__(self, decoder: DilatedConvStack, reverb: Any, synthesizer: Synthesizer):
         super().__init__(name="model")
         self.decoder = decoder
-        self.impulse_response = impulse_response
+        self.reverb = reverb
         self.synthesizer = synthesizer
+        envelope = reverb_envelope(synthesizer.config, synthesizer.sample_rate)
+        self._envelope = tf.constant(envelope, tf.float32)
+
+    @property
+    def impulse_response(self) -> Any:
+        """The reverb as it is heard, [taps]: what is synthesised with, and what ships."""
+        return self.reverb * self._envelope
 
 
 def build(config: ModelConfig, *, sample_rate: int, hop_size: int) -> Model:
-    """Returns a new model for clips of this sample rate (Hz) and hop size (samples).
+    """Returns a new model for a dataset.
 
     The weights are drawn from `config.train.seed`.
+
+    Args:
+      config: The architecture and the seed.
+      sample_rate: Of the dataset, in Hz.
+      hop_size: Of the dataset, in samples. The model's own is `config.synth.hop_multiple` times
+        that, and is what `synthesizer.hop_size` says.
     """
     seed = config.train.seed
     taps = config.synth.reverb_length(sample_rate)
     response = np.random.default_rng([seed, 1]).normal(0.0, REVERB_STDDEV, taps)
     return Model(
         DilatedConvStack(config.decoder, config.synth.n_outputs, seed=seed),
-        tf.Variable(response.astype(np.float32), name="impulse_response"),
-        Synthesizer(config.synth, sample_rate, hop_size),
+        tf.Variable(response.astype(np.float32), name="reverb"),
+        Synthesizer(config.synth, sample_rate, config.synth.hop_size(hop_size)),
     )

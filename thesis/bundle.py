@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thesis.config import SynthConfig
 from thesis.controls import decoder_inputs, white_noise
 from thesis.errors import BundleError
 from thesis.files import sha256, written_whole
@@ -125,7 +124,7 @@ def render(
         controls.f0_hz,
         white_noise(seed, 1, len(controls.f0_hz) * session.hop_size)[0],
         impulse_response,
-        config=SynthConfig(**session.metadata["synth"]),
+        config=session.synth,
         sample_rate=session.sample_rate,
         hop_size=session.hop_size,
     )

@@ -196,17 +196,25 @@ class SynthConfig:
       n_harmonics: Sinusoids at multiples of f0, 1 to 200.
       n_noise_bands: Bands of the noise filter from 0 Hz to Nyquist, 3 to 257.
       reverb_seconds: Length of the impulse response, 0 to 4 s; 0 leaves the reverb out.
+      reverb_decay_seconds: Time in which an envelope on the impulse response falls by 60 dB, 0 to
+        60 s; 0 for no envelope. See `thesis.reference.reverb_envelope`.
+      hop_multiple: The decoder runs on every so manieth frame of the dataset, 1 to 16, and its
+        output holds for as many hops. At 2 it costs half as much.
     """
 
     n_harmonics: int = 60
     n_noise_bands: int = 65
     reverb_seconds: float = 1.0
+    reverb_decay_seconds: float = 0.0
+    hop_multiple: int = 1
 
     def __post_init__(self) -> None:
         _check_types(self)
         _check_range(self, "n_harmonics", 1, 200)
         _check_range(self, "n_noise_bands", 3, 257)
         _check_range(self, "reverb_seconds", 0, 4)
+        _check_range(self, "reverb_decay_seconds", 0, 60)
+        _check_range(self, "hop_multiple", 1, 16)
 
     @property
     def n_outputs(self) -> int:
@@ -216,6 +224,14 @@ class SynthConfig:
     def reverb_length(self, sample_rate: int) -> int:
         """Returns the number of taps of the impulse response."""
         return round(self.reverb_seconds * sample_rate)
+
+    def hop_size(self, dataset_hop_size: int) -> int:
+        """Returns the samples from one of the decoder's frames to the next."""
+        return self.hop_multiple * dataset_hop_size
+
+    def inactive_parameters(self) -> frozenset[str]:
+        """Names of parameters whose value makes no difference to this model."""
+        return frozenset() if self.reverb_seconds else frozenset({"reverb_decay_seconds"})
 
 
 @dataclass(frozen=True)
@@ -291,6 +307,14 @@ class ModelConfig:
     def of_stages(cls, stages: Mapping[str, Any]) -> "ModelConfig":
         """Returns the configuration whose parts `stages_of` took apart."""
         return cls(*(stages[name] for name in CONFIGS))
+
+    def inactive_parameters(self) -> frozenset[str]:
+        """Bindings, 'Stage.parameter', whose value makes no difference to this model."""
+        return frozenset(
+            f"{_gin_name(stage)}.{parameter}"
+            for stage in (self.decoder, self.synth)
+            for parameter in stage.inactive_parameters()
+        )
 
 
 CONFIGS: dict[str, type] = {

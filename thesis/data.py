@@ -21,7 +21,7 @@ Frame t is centred on sample `t * hop_size` of its clip.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -248,6 +248,15 @@ class Clips:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def subsampled(self, factor: int) -> "Clips":
+        """Returns the clips with every `factor`-th frame, from the first on; audio stays whole.
+
+        A frame remains what it was: nothing is smoothed. Where `factor` does not divide the number
+        of frames the last one that is left reaches beyond the end of the audio.
+        """
+        frames = ("f0_hz", "f0_confidence", "loudness_db")
+        return replace(self, **{name: getattr(self, name)[:, ::factor] for name in frames})
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import hashlib
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -78,8 +78,11 @@ def measure_rtf(model: bytes, audio_seconds: float, config: MeasureConfig) -> Rt
       ExportError: The model cannot be loaded.
     """
     rates = Session(model)
-    reference = reference_onnx(sample_rate=rates.sample_rate, hop_size=rates.hop_size)
-    inputs = _typical_inputs(max(1, round(audio_seconds * rates.sample_rate / rates.hop_size)))
+    # The reference decodes every frame of the dataset, also where the candidate does not.
+    hop_size = rates.hop_size // rates.synth.hop_multiple
+    reference = reference_onnx(sample_rate=rates.sample_rate, hop_size=hop_size)
+    n_samples = max(1, round(audio_seconds * rates.sample_rate))
+    inputs = [_typical_inputs(-(-n_samples // hop)) for hop in (rates.hop_size, hop_size)]
     with pinned_to_one_core():
         rounds = [_round(model, reference, inputs, config, i) for i in range(ROUNDS)]
     rtfs = np.array([np.quantile(times, QUANTILE, axis=0) for times in rounds]) / audio_seconds
@@ -102,7 +105,11 @@ def measure_rtf(model: bytes, audio_seconds: float, config: MeasureConfig) -> Rt
 
 
 def _round(
-    model: bytes, reference: bytes, inputs: npt.NDArray[np.float32], config: MeasureConfig, i: int
+    model: bytes,
+    reference: bytes,
+    inputs: Sequence[npt.NDArray[np.float32]],
+    config: MeasureConfig,
+    i: int,
 ) -> npt.NDArray[np.float64]:
     """Measures with fresh sessions, loaded in an order that alternates from round to round."""
     if i % 2:
@@ -115,17 +122,23 @@ def _round(
 def interleaved_times(
     candidate: Session,
     reference: Session,
-    inputs: npt.NDArray[np.float32],
+    inputs: Sequence[npt.NDArray[np.float32]],
     config: MeasureConfig,
 ) -> npt.NDArray[np.float64]:
     """Calls two models in turn for one round and returns the seconds of every call, [calls, 2].
 
     Which goes first alternates, so that neither always finds the other's data in the cache.
+
+    Args:
+      candidate: The model to measure.
+      reference: What it is measured against.
+      inputs: What each of them decodes, [1, 2, frames].
+      config: How long to measure.
     """
     sessions = (candidate, reference)
     for _ in range(_WARM_UP_CALLS):
-        for session in sessions:
-            session(inputs)
+        for session, frames in zip(sessions, inputs, strict=True):
+            session(frames)
     least, most = -(-config.min_calls // ROUNDS), -(-config.max_calls // ROUNDS)
     times: list[list[float]] = []
     deadline = time.perf_counter() + config.seconds / ROUNDS
@@ -133,7 +146,7 @@ def interleaved_times(
         pair = [0.0, 0.0]
         for which in (0, 1) if len(times) % 2 else (1, 0):
             start = time.perf_counter()
-            sessions[which](inputs)
+            sessions[which](inputs[which])
             pair[which] = time.perf_counter() - start
         times.append(pair)
     return np.array(times)

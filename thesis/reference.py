@@ -175,6 +175,20 @@ def filtered_noise(noise_magnitudes: npt.NDArray[Any], noise: npt.NDArray[Any]) 
     return audio[delay : delay + noise.size]
 
 
+def reverb_envelope(config: SynthConfig, sample_rate: int) -> Array:
+    """Returns what a trained impulse response is multiplied with to be heard, [taps].
+
+    `10 ** (-3 t / reverb_decay_seconds)` at t seconds: it falls by 60 dB in that time, which makes
+    it a reverberation time (RT60, ISO 3382). Training moves every tap by about as much, also those
+    of the tail, which hardly matter to the loss; the envelope lets them die out. Without a decay
+    it is 1.
+    """
+    t = np.arange(config.reverb_length(sample_rate)) / sample_rate
+    if not config.reverb_decay_seconds:
+        return np.ones_like(t)
+    return np.asarray(10.0 ** (-3.0 * t / config.reverb_decay_seconds))
+
+
 def reverb(audio: Array, impulse_response: npt.NDArray[Any]) -> Array:
     """Returns the dry signal and its convolution with a room's response, same length.
 

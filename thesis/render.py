@@ -32,14 +32,16 @@ def render_recording(
     """
     if os.path.lexists(out):
         raise AudioError(f"'{out}' exists already", hint="choose another name, or remove it")
-    sample_rate, hop_size = bundle.session.sample_rate, bundle.session.hop_size
+    sample_rate, every = bundle.session.sample_rate, bundle.session.synth.hop_multiple
+    hop_size = bundle.session.hop_size // every  # the dataset's: what the model was trained on
     audio = load_audio(recording, sample_rate)
     if not audio.size:
         raise AudioError(f"'{recording}' holds no samples")
     f0_hz, _ = estimate_f0(audio, sample_rate, hop_size, F0_MIN_HZ, F0_MAX_HZ)
     shifted = (f0_hz * 2.0 ** (semitones / 12.0)).astype(np.float32)
     loudness_db = compute_loudness(audio, sample_rate, hop_size)
-    rendering = bundle.render(Controls(shifted, loudness_db))[: audio.size]
+    controls = Controls(shifted[::every], loudness_db[::every])
+    rendering = bundle.render(controls)[: audio.size]
     temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
     try:
         write_audio(temporary, rendering, sample_rate)

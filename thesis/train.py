@@ -70,7 +70,7 @@ def train(
             config.learning_rate, config.decay_steps, config.decay_rate
         )
     )
-    weights = [*model.decoder.trainable_variables]
+    weights = model.trainable_variables
     done = tf.Variable(0, dtype=tf.int64)
     recent = tf.Variable(np.full(REPORT_EVERY, np.nan))
     state = {"model": model, "optimizer": optimizer, "done": done, "recent": recent}
@@ -84,18 +84,16 @@ def train(
     for step in range(int(done), config.steps):
         batch = batches[step]
         with tf.GradientTape() as tape:
-            outputs = decode(batch.inputs, training=True)
-        # As a tensor: a variable would have the graph traced anew for every model.
-        response = tf.convert_to_tensor(model.impulse_response)
-        loss, slope, response_gradient = loss_and_slopes(
-            outputs, response, batch.f0_hz, batch.target, batch.seed
+            heard = [decode(batch.inputs, training=True), model.impulse_response]
+        loss, *slopes = loss_and_slopes(
+            *heard, batch.f0_hz, batch.target, batch.seed, batches.n_samples
         )
-        gradients = [*tape.gradient(outputs, weights, output_gradients=slope), response_gradient]
+        gradients = tape.gradient(heard, weights, output_gradients=slopes)
         gradients, norm = tf.clip_by_global_norm(gradients, config.clip_norm)
         value = float(loss)
         if not (math.isfinite(value) and math.isfinite(norm)):
             raise DivergedError(step + 1, float(recent[-1]) if step else None)
-        optimizer.apply_gradients(zip(gradients, [*weights, model.impulse_response], strict=True))
+        optimizer.apply_gradients(zip(gradients, weights, strict=True))
         recent.assign([*recent.numpy()[1:], value])
         done.assign(step + 1)
         if manager and (step + 1) % config.checkpoint_every == 0:
@@ -138,9 +136,10 @@ def validate(
         exported decoder here is what makes the loss that of the model that ships.
       seed: Of the noise.
     """
+    _require_same_frames(clips, model.synthesizer)
     render = _rendering_and_loss(model.synthesizer)
-    impulse_response = tf.convert_to_tensor(model.impulse_response)
-    noise = white_noise(seed, *clips.audio.shape)
+    impulse_response = model.impulse_response
+    noise = white_noise(seed, len(clips), clips.f0_hz.shape[1] * model.synthesizer.hop_size)
     renderings, losses = np.empty_like(clips.audio), np.empty(len(clips), np.float32)
     for start in range(0, len(clips), VALIDATION_BATCH):
         # The last batch is filled up with its first clip, so that one trace serves all.
@@ -155,6 +154,16 @@ def validate(
         renderings[rows[present]] = audio.numpy()[present]
         losses[rows[present]] = loss.numpy()[present]
     return Validation(renderings, losses)
+
+
+def _require_same_frames(clips: Clips, synthesizer: Synthesizer) -> None:
+    """Raises ValueError for clips whose frames are not those that the model decodes."""
+    n_samples, n_frames = clips.audio.shape[1], clips.f0_hz.shape[1]
+    if n_frames != -(-n_samples // synthesizer.hop_size):
+        raise ValueError(
+            f"{n_frames} frames of {synthesizer.hop_size} samples for a clip of {n_samples}; "
+            "see Clips.subsampled"
+        )
 
 
 def _mean(recent: Any) -> float:
@@ -180,7 +189,7 @@ def _loss_and_slopes(synthesizer: Synthesizer) -> Any:
 
     @tf.function  # type: ignore[untyped-decorator]
     def loss_and_slopes(
-        outputs: Any, impulse_response: Any, f0_hz: Any, target: list[Any], seed: Any
+        outputs: Any, impulse_response: Any, f0_hz: Any, target: Any, seed: Any, n_samples: int
     ) -> tuple[Any, Any, Any]:
         batch, n_frames = f0_hz.shape
         shape = [batch, n_frames * synthesizer.hop_size]
@@ -188,7 +197,7 @@ def _loss_and_slopes(synthesizer: Synthesizer) -> Any:
         with tf.GradientTape() as tape:
             tape.watch([outputs, impulse_response])
             rendered = synthesizer(outputs, f0_hz, noise, impulse_response)
-            loss = tf.reduce_mean(spectral_distance(target, rendered))
+            loss = tf.reduce_mean(spectral_distance(target, rendered[:, :n_samples]))
         # Without a reverb the loss does not depend on its (empty) response.
         none = tf.UnconnectedGradients.ZERO
         return loss, *tape.gradient(loss, [outputs, impulse_response], unconnected_gradients=none)
@@ -202,7 +211,7 @@ def _rendering_and_loss(synthesizer: Synthesizer) -> Any:
     def render(
         outputs: Any, impulse_response: Any, f0_hz: Any, target: Any, noise: Any
     ) -> tuple[Any, Any]:
-        audio = synthesizer(outputs, f0_hz, noise, impulse_response)
+        audio = synthesizer(outputs, f0_hz, noise, impulse_response)[:, : target.shape[1]]
         return audio, spectral_loss(target, audio)
 
     return render
@@ -217,25 +226,32 @@ class _Batch:
 
 
 class _Batches:
-    """The batch of each step, by the step's number."""
+    """The batch of each step, by the step's number.
+
+    Attributes:
+      n_samples: Audio that a clip of a batch has. Its last frame may reach further.
+    """
 
     def __init__(self, clips: Clips, config: TrainConfig, synthesizer: Synthesizer):
         self._clips = clips
         self._config = config
         self._hop_size = synthesizer.hop_size
-        n_frames = clips.f0_hz.shape[1]
-        crop = round(config.crop_seconds * synthesizer.sample_rate / synthesizer.hop_size)
-        self._n_frames = min(crop, n_frames) if crop else n_frames
-        self._last_start = n_frames - self._n_frames
-        size = magnitude_bytes(clips.audio.shape[1]) * len(clips)
-        self._known = self._all_magnitudes() if not crop and size <= CACHE_BYTES else None
+        _require_same_frames(clips, synthesizer)
+        whole, self._n_frames = clips.audio.shape[1], clips.f0_hz.shape[1]
+        if config.crop_seconds:
+            crop = round(config.crop_seconds * synthesizer.sample_rate / self._hop_size)
+            self._n_frames = min(max(crop, 1), self._n_frames)
+        self.n_samples = min(self._n_frames * self._hop_size, whole)
+        self._last_start = (whole - self.n_samples) // self._hop_size
+        known = self.n_samples == whole and magnitude_bytes(whole) * len(clips) <= CACHE_BYTES
+        self._known = self._all_magnitudes() if known else None
 
     def __getitem__(self, step: int) -> _Batch:
         rows = self._rows(step)
         rng = np.random.default_rng([self._config.seed, 2, step])
         starts = rng.integers(0, self._last_start + 1, rows.size)
-        f0_hz = self._crop(self._clips.f0_hz, rows, starts, 1)
-        loudness_db = self._crop(self._clips.loudness_db, rows, starts, 1)
+        f0_hz = _cut(self._clips.f0_hz, rows, starts, self._n_frames)
+        loudness_db = _cut(self._clips.loudness_db, rows, starts, self._n_frames)
         return _Batch(
             inputs=tf.constant(decoder_inputs(f0_hz, loudness_db)),
             f0_hz=tf.constant(f0_hz),
@@ -247,7 +263,7 @@ class _Batches:
         """Returns the magnitudes of a step's clips, from memory where they are kept."""
         if self._known is not None:
             return [tf.gather(known, rows) for known in self._known]
-        crops = self._crop(self._clips.audio, rows, starts, self._hop_size)
+        crops = _cut(self._clips.audio, rows, starts * self._hop_size, self.n_samples)
         return list(magnitudes(tf.constant(crops)))
 
     def _all_magnitudes(self) -> list[Any]:
@@ -265,11 +281,9 @@ class _Batches:
     def _order(self, epoch: int) -> npt.NDArray[np.int64]:
         return np.random.default_rng([self._config.seed, 1, epoch]).permutation(len(self._clips))
 
-    def _crop(
-        self, values: npt.NDArray[np.float32], rows: Any, starts: Any, samples_per_frame: int
-    ) -> npt.NDArray[np.float32]:
-        size = self._n_frames * samples_per_frame
-        offsets = starts * samples_per_frame
-        return np.stack(
-            [values[row, at : at + size] for row, at in zip(rows, offsets, strict=True)]
-        )
+
+def _cut(
+    values: npt.NDArray[np.float32], rows: Any, starts: Any, size: int
+) -> npt.NDArray[np.float32]:
+    """Returns `size` values of each of these rows, from where each starts, [rows, size]."""
+    return np.stack([values[row, at : at + size] for row, at in zip(rows, starts, strict=True)])

@@ -31,6 +31,13 @@ def test_ddsp_cnn_tiny_costs_what_the_thesis_says():
     }
 
 
+def test_a_frame_of_several_hops_lasts_as_long():
+    config = replace(TINY, synth=SynthConfig(hop_multiple=4))
+    metrics = closed_form_metrics(config, sample_rate=16_000, hop_size=64)
+    assert metrics["receptive_field_frames"] == 55
+    assert metrics["receptive_field_seconds"] == 4 * 0.22
+
+
 @given(
     decoder=st.from_type(DecoderConfig),
     sample_rate=st.sampled_from([8000, 16_000, 44_100]),

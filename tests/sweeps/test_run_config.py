@@ -301,3 +301,32 @@ def test_any_parameter_of_any_stage_can_be_an_axis(run_of):
             run = run_of(f"search_space.axes = {{'{stage}.{name}': ({value!r},)}}")
             candidate = run.space.baseline()
             assert parse_candidate(run.text_for(candidate), candidate) == run.model
+
+
+# --- Spaces that add up ---
+
+
+def test_a_run_may_include_several_spaces(run_of):
+    run = run_of("include 'runs/tiny.gin'\ninclude 'spaces/synthesis.gin'\nN_HARMONICS = (30, 60)")
+    domains = {axis.name: axis.domain.values for axis in run.space.axes}
+    assert {"channels", "norm", "n_noise_bands"} < domains.keys()
+    assert (domains["n_harmonics"], domains["hop_multiple"]) == ((30, 60), (1, 2, 4))
+    assert run.space.baseline() is not None
+
+
+def test_each_axis_of_the_synthesis_space_reaches_the_model(run_of):
+    run = run_of("include 'spaces/synthesis.gin'")
+    for values in ((20, 17, 4), (100, 65, 1)):
+        candidate = run.space.candidate(
+            dict(zip(("n_harmonics", "n_noise_bands", "hop_multiple"), values, strict=True))
+        )
+        synth = parse_candidate(run.text_for(candidate), candidate).synth
+        assert (synth.n_harmonics, synth.n_noise_bands, synth.hop_multiple) == values
+
+
+def test_two_spaces_with_one_axis_are_an_error(run_of):
+    with pytest.raises(
+        ConfigError, match=r"search_space\.more holds 'DilatedConvStack\.ch"
+    ) as caught:
+        run_of(SMALLEST + "search_space.more = {'DilatedConvStack.channels': (8,)}")
+    assert_one_line_with_hint(caught.value)

@@ -138,3 +138,15 @@ def test_an_error_keeps_its_hint_on_the_way_to_another_process(kind):
         "what to do",
         "what is wrong",
     )
+
+
+def test_the_hop_of_a_decoder_is_a_multiple_of_the_datasets():
+    assert SynthConfig().hop_size(64) == 64
+    assert SynthConfig(hop_multiple=3).hop_size(63) == 189
+
+
+@pytest.mark.parametrize(("seconds", "inactive"), [(0, {"Synth.reverb_decay_seconds"}), (1, set())])
+def test_without_a_reverb_its_decay_makes_no_difference(seconds, inactive):
+    synth = SynthConfig(reverb_seconds=seconds, reverb_decay_seconds=0.5)
+    config = ModelConfig(DecoderConfig(), synth, TrainConfig(), MeasureConfig())
+    assert {name for name in config.inactive_parameters() if "Synth" in name} == inactive

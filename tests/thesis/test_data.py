@@ -296,6 +296,22 @@ def test_a_write_that_fails_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+# --- Fewer frames ---
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 200])
+def test_subsampled_clips_keep_their_audio_and_every_so_manieth_frame(
+    dataset: Dataset, factor: int
+) -> None:
+    clips = dataset.clips("train")
+    fewer = clips.subsampled(factor)
+    assert fewer.audio is clips.audio
+    assert (fewer.ids, fewer.sources, len(fewer)) == (clips.ids, clips.sources, len(clips))
+    kept = [t for t in range(125) if t % factor == 0]
+    for name in ("f0_hz", "f0_confidence", "loudness_db"):
+        np.testing.assert_array_equal(getattr(fewer, name), getattr(clips, name)[:, kept])
+
+
 # --- Formats ---
 
 

@@ -4,7 +4,7 @@ The clock is a fake wherever a number is asserted: nothing here depends on the m
 """
 
 import os
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -66,7 +66,7 @@ def fake_sessions(monkeypatch, fake_session):
 
     def fake_sessions(cost_of_candidate, cost_of_reference):
         class FakeSession:
-            sample_rate, hop_size = 16_000, 64
+            sample_rate, hop_size, synth = 16_000, 64, SynthConfig()
 
             def __init__(self, model):
                 candidate = model == b"candidate"
@@ -97,7 +97,7 @@ def one_directional(low, seed):
 
 def test_two_models_are_called_in_turn_and_each_goes_first_half_of_the_time(clock, fake_session):
     a, b = fake_session("a", lambda: 1e-3), fake_session("b", lambda: 1e-3)
-    interleaved_times(a, b, INPUTS, MeasureConfig(seconds=0.08))
+    interleaved_times(a, b, (INPUTS, INPUTS), MeasureConfig(seconds=0.08))
     pairs = list(zip(clock.calls[::2], clock.calls[1::2], strict=True))
     assert set(pairs) == {("a", "b"), ("b", "a")}
     measured = pairs[stage._WARM_UP_CALLS :]
@@ -109,7 +109,7 @@ def test_two_models_are_called_in_turn_and_each_goes_first_half_of_the_time(cloc
 def test_each_call_is_timed_on_its_own_and_warm_up_is_not(clock, fake_session):
     costs = iter([5.0] * stage._WARM_UP_CALLS + [1e-3, 2e-3, 3e-3, 4e-3, 5e-3])
     a, b = fake_session("a", lambda: next(costs)), fake_session("b", lambda: 7e-3)
-    times = interleaved_times(a, b, INPUTS, MeasureConfig(seconds=0.01, min_calls=50))
+    times = interleaved_times(a, b, (INPUTS, INPUTS), MeasureConfig(seconds=0.01, min_calls=50))
     np.testing.assert_allclose(times, [[n * 1e-3, 7e-3] for n in (1, 2, 3, 4, 5)], atol=1e-12)
 
 
@@ -124,7 +124,7 @@ def test_each_call_is_timed_on_its_own_and_warm_up_is_not(clock, fake_session):
 )
 def test_a_round_has_its_share_of_the_time_and_of_the_calls(clock, fake_session, config, calls):
     a, b = fake_session("a", lambda: 1e-3), fake_session("b", lambda: 1e-3)
-    assert abs(len(interleaved_times(a, b, INPUTS, config)) - calls) <= 1
+    assert abs(len(interleaved_times(a, b, (INPUTS, INPUTS), config)) - calls) <= 1
 
 
 # --- The estimate ---
@@ -252,3 +252,17 @@ def test_where_there_is_no_cpuinfo_the_platform_names_the_processor(monkeypatch)
 
     monkeypatch.setattr(stage.Path, "read_text", unreadable)
     assert processor.__wrapped__()
+
+
+def test_the_reference_decodes_every_frame_of_the_dataset(export, small, monkeypatch):
+    frames = set()
+
+    class Recorded(stage.Session):
+        def __call__(self, inputs):
+            frames.add((self.hop_size, inputs.shape[2]))
+            return super().__call__(inputs)
+
+    monkeypatch.setattr(stage, "Session", Recorded)
+    model, _ = export(small.decoder, replace(small.synth, hop_multiple=2))
+    measure_rtf(model, 0.501, small.measure)
+    assert frames == {(64, 126), (32, 251)}  # 8,016 samples; the last frame is not whole

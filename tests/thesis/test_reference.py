@@ -171,6 +171,24 @@ def test_reverb_is_the_dry_signal_and_its_convolution(taps):
     np.testing.assert_allclose(reference.reverb(audio, response), expected, atol=1e-10)
 
 
+@pytest.mark.parametrize("sample_rate", [8000, 44_100])
+def test_the_envelope_of_the_reverb_falls_by_60_db_in_its_time_at_any_sample_rate(sample_rate):
+    config = SynthConfig(reverb_seconds=1.0, reverb_decay_seconds=0.25)
+    envelope = reference.reverb_envelope(config, sample_rate)
+    assert envelope.shape == (sample_rate,)
+    level_db = 20 * np.log10(envelope)
+    assert level_db[0] == 0
+    assert level_db[sample_rate // 4] == pytest.approx(-60)
+    np.testing.assert_allclose(np.diff(level_db), -60 / (0.25 * sample_rate))
+
+
+def test_without_a_decay_the_response_is_heard_as_it_is():
+    envelope = reference.reverb_envelope(SynthConfig(reverb_seconds=0.1), RATE)
+    assert envelope.tolist() == [1.0] * 1600
+    none = SynthConfig(reverb_seconds=0.0, reverb_decay_seconds=0.5)
+    assert reference.reverb_envelope(none, RATE).size == 0
+
+
 def test_without_a_response_there_is_no_reverb():
     audio = np.arange(5.0)
     np.testing.assert_array_equal(reference.reverb(audio, np.empty(0)), audio)

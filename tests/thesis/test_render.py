@@ -9,6 +9,7 @@ import pytest
 import soundfile
 
 from thesis import render as stage
+from thesis.config import SynthConfig
 from thesis.errors import AudioError
 from thesis.features import estimate_f0
 from thesis.render import render_recording
@@ -34,7 +35,7 @@ def sine():
     """A stand-in for a bundle: plays its pitch as a sine, and keeps what it was given."""
 
     class Sine:
-        session = SimpleNamespace(sample_rate=RATE, hop_size=HOP)
+        session = SimpleNamespace(sample_rate=RATE, hop_size=HOP, synth=SynthConfig())
 
         def render(self, controls):
             self.given = controls
@@ -60,6 +61,17 @@ def test_the_loudness_is_that_of_the_recording(sine, recording, tmp_path):
     soundfile.write(tmp_path / "softer.wav", 0.1 * audio, rate, subtype="FLOAT")
     render_recording(sine, tmp_path / "softer.wav", tmp_path / "soft.wav")
     np.testing.assert_allclose(sine.given.loudness_db, loud - 20, atol=0.5)
+
+
+def test_a_model_of_fewer_frames_is_given_every_so_manieth(sine, recording, tmp_path):
+    render_recording(sine, recording, tmp_path / "all.wav")
+    every = vars(sine.given)
+    sine.session = SimpleNamespace(
+        sample_rate=RATE, hop_size=3 * HOP, synth=SynthConfig(hop_multiple=3)
+    )
+    render_recording(sine, recording, tmp_path / "third.wav")
+    for name, values in vars(sine.given).items():
+        np.testing.assert_array_equal(values, every[name][::3])
 
 
 def test_a_bundle_plays_a_recording_at_its_length(write_small_bundle, recording, tmp_path):

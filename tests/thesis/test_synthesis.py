@@ -161,6 +161,18 @@ def test_extreme_pitches_equal_their_twin(f0_hz):
     assert_equals_twin(synth, outputs, f0_hz.astype(np.float32), random_response(30))
 
 
+def test_a_graph_renders_what_calls_outside_of_one_render():
+    synth = Synthesizer(SynthConfig(n_harmonics=7, n_noise_bands=5), RATE, HOP)
+    f0_hz = np.repeat([0, 440, -1, 9000], 5).astype(np.float32)[None]
+    arguments = (
+        random_outputs(synth.config, 20)[None],
+        f0_hz,
+        white_noise(0, 1, 20 * HOP),
+        random_response(30),
+    )
+    np.testing.assert_allclose(tf.function(synth)(*arguments), synth(*arguments), atol=1e-6)
+
+
 @pytest.mark.parametrize("pitch", [0.0, -440.0, 8000.0, 12_000.0])
 def test_without_an_audible_harmonic_only_the_noise_is_heard(pitch):
     synth = Synthesizer(SynthConfig(n_harmonics=3, n_noise_bands=5), RATE, HOP)

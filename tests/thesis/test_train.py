@@ -179,6 +179,24 @@ def test_decoder_and_reverb_are_both_trained(make_model, clips, small):
     assert (reverb != model.impulse_response.numpy()).any()
 
 
+def test_the_reverb_is_heard_and_trained_through_its_envelope(dataset, small, rates):
+    from thesis._ddsp import tf
+    from thesis.build import build
+
+    synth = replace(small.synth, reverb_decay_seconds=0.02)
+    model = build(replace(small, synth=synth), **rates)
+    with tf.GradientTape() as tape:
+        total = tf.reduce_sum(model.impulse_response)
+    envelope = reference.reverb_envelope(synth, rates["sample_rate"])
+    np.testing.assert_allclose(tape.gradient(total, model.reverb), envelope, rtol=1e-6)
+
+    list(train(model, dataset.clips("train"), replace(small.train, steps=3)))
+    taps = model.reverb.numpy()
+    assert abs(taps[600:]).max() > 1e-3  # Adam has moved the tail as far as the rest
+    np.testing.assert_allclose(model.impulse_response, taps * envelope, rtol=1e-5, atol=1e-12)
+    assert abs(model.impulse_response.numpy()[600:]).max() < 1e-6
+
+
 # --- Divergence ---
 
 
@@ -248,6 +266,38 @@ def test_a_crop_holds_the_same_moment_of_everything(small, step, crop_frames):
     np.testing.assert_array_equal(np.diff(f0_hz, axis=1), 1)
     np.testing.assert_array_equal(audio, np.repeat(f0_hz, 4, axis=1))
     np.testing.assert_array_equal(batch.inputs, decoder_inputs(f0_hz, f0_hz))
+
+
+@given(
+    n_frames=st.integers(1, 40),
+    multiple=st.integers(1, 5),
+    crop_seconds=st.sampled_from([0.0, 0.001]) | st.floats(0.01, 0.5),
+    step=st.integers(0, 9),
+)
+def test_a_crop_of_clips_with_fewer_frames_starts_at_one_of_them(
+    small, n_frames, multiple, crop_seconds, step
+):
+    config, hop_size = TrainConfig(batch_size=3, crop_seconds=crop_seconds), 4 * multiple
+    with mock.patch.object(stage, "magnitudes", lambda audio: [audio]):
+        of = batches(ramps(2, n_frames).subsampled(multiple), config, small, hop_size=hop_size)
+        batch = of[step]
+        audio, f0_hz = batch.target[0].numpy(), batch.f0_hz.numpy()
+    assert audio.shape == (3, of.n_samples)
+    assert f0_hz.shape == (3, -(-of.n_samples // hop_size))
+    # Audio and pitch count the frames of the dataset, so each says where it is from.
+    np.testing.assert_array_equal(audio[:, ::hop_size], f0_hz)
+    assert (f0_hz % 1000 % multiple == 0).all()
+    if not crop_seconds:
+        assert of.n_samples == 4 * n_frames
+
+
+def test_frames_of_another_hop_than_the_models_are_refused(make_model, clips, small):
+    model = make_model()
+    for other in (clips.subsampled(2), replace(clips, f0_hz=np.repeat(clips.f0_hz, 2, axis=1))):
+        with pytest.raises(ValueError, match=r"frames of 64 samples for a clip of 8000"):
+            next(train(model, other, small.train))
+        with pytest.raises(ValueError, match=r"Clips\.subsampled"):
+            validate(model, other, model.decoder)
 
 
 def test_crops_begin_anywhere_from_the_first_frame_to_the_last_possible(small):

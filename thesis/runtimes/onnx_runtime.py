@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from thesis.config import SynthConfig
 from thesis.errors import ExportError
 
 
@@ -19,7 +20,8 @@ class Session:
 
     Attributes:
       sample_rate: Of the audio that the decoder was trained for, in Hz.
-      hop_size: Samples a frame.
+      hop_size: Samples a frame of the decoder.
+      synth: What its outputs mean; says how many hops of the dataset such a frame is.
     """
 
     def __init__(self, model: bytes | Path):
@@ -43,6 +45,7 @@ class Session:
             }
             self.sample_rate: int = self.metadata["sample_rate"]
             self.hop_size: int = self.metadata["hop_size"]
+            self.synth = SynthConfig(**self.metadata["synth"])
         except Exception as error:  # ONNX Runtime raises a family of its own, without a base
             name = model.name if isinstance(model, Path) else "model"
             said = str(error).partition("\n")[0]
