@@ -198,8 +198,8 @@ class SynthConfig:
       reverb_seconds: Length of the impulse response, 0 to 4 s; 0 leaves the reverb out.
       reverb_decay_seconds: Time in which an envelope on the impulse response falls by 60 dB, 0 to
         60 s; 0 for no envelope. See `thesis.reference.reverb_envelope`.
-      hop_multiple: The decoder runs on every so manieth frame of the dataset, 1 to 16, and its
-        output holds for as many hops. At 2 it costs half as much.
+      hop_multiple: The decoder runs on every so manieth frame of the dataset, 1 to 16, and one of
+        its frames lasts as many hops. At 2 it does half of the arithmetic.
     """
 
     n_harmonics: int = 60

@@ -84,15 +84,31 @@ _LAYERS: Mapping[type[Node], Callable[..., Array]] = {Conv: _conv, Add: _add}
 
 
 def exp_sigmoid(x: npt.NDArray[Any]) -> Array:
-    """Returns `2 * sigmoid(x) ** ln(10) + 1e-7`, ddsp's scaling of amplitudes to (1e-7, 2)."""
+    """Returns `2 * sigmoid(x) ** ln(10) + 1e-7`, elementwise.
+
+    How raw network outputs become amplitudes, from 1e-7 to 2 (Engel et al. 2020).
+    Not a softmax: nothing is normalised.
+
+    Args:
+      x: Of any shape.
+    """
     return np.asarray(2.0 * special.expit(x.astype(np.float64)) ** np.log(10.0) + 1e-7)
 
 
 def harmonic_amplitudes(outputs: Outputs, f0_hz: npt.NDArray[Any], sample_rate: int) -> Array:
-    """Returns the amplitude of each harmonic, [frames, n_harmonics].
+    """Returns the linear amplitude of each harmonic (Engel et al. 2020, section 3.2).
 
     The distribution is normalised over the harmonics below Nyquist; the rest are silent, as all
     are in a frame without pitch.
+
+    Args:
+      outputs: Raw network outputs, [frames, 1] and [frames, n_harmonics].
+      f0_hz: [frames], Hz; 0 or less means none.
+      sample_rate: In Hz.
+
+    Returns:
+      [frames, n_harmonics]: 0 or more, 2 at most in sum over a frame's harmonics. NaN where an
+      argument is.
     """
     distribution = exp_sigmoid(outputs.harmonic_distribution)
     number = np.arange(1, distribution.shape[-1] + 1)
@@ -112,13 +128,14 @@ def harmonic(
     that it does not lose precision with time.
 
     Args:
-      amplitudes: [frames, n_harmonics].
-      f0_hz: [frames].
+      amplitudes: Linear, [frames, n_harmonics].
+      f0_hz: [frames], Hz; 0 or less is silent.
       sample_rate: In Hz.
       hop_size: Samples a frame.
 
     Returns:
-      [frames * hop_size].
+      [frames * hop_size]. The first sample is one sample's step into the first cycle. NaN in f0
+      makes everything after it NaN, as the phase is lost.
     """
     f0 = f0_hz.astype(np.float64)
     up = np.arange(hop_size) / hop_size
@@ -144,9 +161,16 @@ def _audible(f0_hz: Array, number: Any, sample_rate: int) -> npt.NDArray[np.bool
 
 
 def noise_impulse_responses(noise_magnitudes: npt.NDArray[Any]) -> Array:
-    """Returns the windowed, centred FIR filter of each frame, [frames, 2 * (bands - 1)].
+    """Returns the FIR filter of each frame (Engel et al. 2020, section 3.4).
 
-    Frequency sampling method, as in ddsp's `frequency_impulse_response`.
+    Frequency sampling method, as in ddsp's `frequency_impulse_response`: the inverse transform of
+    the magnitudes, with zero phase, centred, times a periodic Hann window.
+
+    Args:
+      noise_magnitudes: Raw network outputs, [frames, bands]; evenly spaced from 0 Hz to Nyquist.
+
+    Returns:
+      [frames, 2 * (bands - 1)], symmetric about tap `bands - 1`.
     """
     magnitudes = exp_sigmoid(noise_magnitudes + NOISE_BIAS)
     response = np.fft.fftshift(np.fft.irfft(magnitudes), axes=-1)
@@ -155,14 +179,18 @@ def noise_impulse_responses(noise_magnitudes: npt.NDArray[Any]) -> Array:
 
 
 def filtered_noise(noise_magnitudes: npt.NDArray[Any], noise: npt.NDArray[Any]) -> Array:
-    """Returns noise that is filtered frame by frame (Engel et al. 2020, section 3.3).
+    """Returns noise that is filtered frame by frame (Engel et al. 2020, section 3.5).
 
     Args:
       noise_magnitudes: Raw network outputs, [frames, bands].
-      noise: [frames * hop_size], see `thesis.controls.white_noise`.
+      noise: [frames * hop_size], in [-1, 1), see `thesis.controls.white_noise`.
 
     Returns:
-      [frames * hop_size]. The filters' group delay is taken out, as ddsp does.
+      [frames * hop_size]. The filters' group delay is taken out, as ddsp does: all but 2 samples
+      of it.
+
+    Raises:
+      ValueError: The noise is not a whole number of samples for each frame.
     """
     responses = noise_impulse_responses(noise_magnitudes)
     n_frames, size = responses.shape
@@ -182,6 +210,13 @@ def reverb_envelope(config: SynthConfig, sample_rate: int) -> Array:
     it a reverberation time (RT60, ISO 3382). Training moves every tap by about as much, also those
     of the tail, which hardly matter to the loss; the envelope lets them die out. Without a decay
     it is 1.
+
+    Args:
+      config: Length and decay of the reverb.
+      sample_rate: In Hz.
+
+    Returns:
+      [taps], above 0 to 1; empty without a reverb.
     """
     t = np.arange(config.reverb_length(sample_rate)) / sample_rate
     if not config.reverb_decay_seconds:
@@ -190,11 +225,18 @@ def reverb_envelope(config: SynthConfig, sample_rate: int) -> Array:
 
 
 def reverb(audio: Array, impulse_response: npt.NDArray[Any]) -> Array:
-    """Returns the dry signal and its convolution with a room's response, same length.
+    """Returns the dry signal plus its convolution with a room's response.
+
+    A linear convolution, of a response of any length (Engel et al. 2020, section 3.6); what rings
+    on after the end is cut off.
 
     Args:
       audio: [samples].
-      impulse_response: [taps]; the first is taken as zero, it is the dry signal's place.
+      impulse_response: [taps], as it is heard (see `reverb_envelope`). The first is taken as zero,
+        it is the dry signal's place. Empty for no reverb.
+
+    Returns:
+      [samples].
     """
     if impulse_response.size == 0:
         return audio
@@ -217,16 +259,19 @@ def synthesize(
     """Returns the audio that a decoder's output describes.
 
     Args:
-      outputs: [frames, n_outputs], the decoder's.
-      f0_hz: [frames].
-      noise: [frames * hop_size] or more.
-      impulse_response: [taps]; empty for no reverb.
+      outputs: [frames, n_outputs], the decoder's, raw.
+      f0_hz: [frames], Hz; 0 or less means none.
+      noise: [frames * hop_size] or more, in [-1, 1).
+      impulse_response: [taps], as it is heard; empty for no reverb.
       config: Harmonics and noise bands.
       sample_rate: In Hz.
-      hop_size: Samples a frame.
+      hop_size: Samples a frame of the decoder.
 
     Returns:
-      [frames * hop_size].
+      [frames * hop_size]. Nothing clips it to [-1, 1]. NaN in an argument comes out as NaN.
+
+    Raises:
+      ValueError: There is too little noise, or the shapes do not go together.
     """
     split = Outputs.split(outputs, config)
     amplitudes = harmonic_amplitudes(split, f0_hz, sample_rate)

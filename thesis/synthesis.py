@@ -109,7 +109,7 @@ class Synthesizer:
         return tf.where(f0_hz <= 0.0, 0.0, first)
 
     def filtered_noise(self, noise_magnitudes: Any, noise: Any) -> Any:
-        """Returns noise that is filtered frame by frame (Engel et al. 2020, section 3.3).
+        """Returns noise that is filtered frame by frame (Engel et al. 2020, section 3.5).
 
         The frame's filter is symmetric, so its spectrum is real but for a delay, and linear in the
         magnitudes: a matrix product takes the place of two FFTs of ddsp's `frequency_filter`.
