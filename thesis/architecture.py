@@ -8,7 +8,8 @@ disagree about the network.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Any, Literal
 
 import numpy as np
@@ -37,11 +38,14 @@ class Node:
       name: Names its output; prefix of its weights' names.
       sources: Names of what it takes.
       ch_out: Output channels.
+      period: Input frames for each output frame. Of `n` input frames there come `ceil(n / period)`
+        output frames; frame `m` belongs to input frame `m * period`.
     """
 
     name: str
     sources: tuple[str, ...]
     ch_out: int
+    period: int = field(default=1, kw_only=True)
 
     @property
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -59,7 +63,7 @@ class Node:
         return sum(math.prod(shape) for shape in self.weight_shapes.values())
 
     @property
-    def macs_per_frame(self) -> int:
+    def macs(self) -> int:
         """Multiply-accumulates of one output frame, norm and activation left out."""
         return 0
 
@@ -69,38 +73,33 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Conv(Node):
-    """One convolution over time, with the norm and the activation that follow it.
+class Layer(Node):
+    """A convolution of some kind, with the norm and the activation that follow it.
 
     Attributes:
-      ch_in: Input channels.
-      kernel_size: Frames that it sees.
-      dilation: Frames between two taps.
-      lookahead: How many frames after its own the last tap sees; 0 is causal.
-      depthwise: Each channel is filtered on its own; `ch_in` equals `ch_out`.
-      norm: What follows. A norm's scale and shift do the work of a bias: there is none then.
+      norm: What follows.
+      affine: The norm has a scale and a shift, which do the work of a bias; without a norm there
+        is a bias. Not so where a node that follows has its own, see `Film`.
       relu6: A ReLU clipped at 6 comes last.
     """
 
-    ch_in: int
-    kernel_size: int = 1
-    dilation: int = 1
-    lookahead: int = 0
-    depthwise: bool = False
-    norm: Norm = "none"
-    relu6: bool = False
+    norm: Norm = field(default="none", kw_only=True)
+    affine: bool = field(default=True, kw_only=True)
+    relu6: bool = field(default=False, kw_only=True)
 
     @property
     def kernel_shape(self) -> tuple[int, int, int]:
-        """[kernel_size, input channels of one group, ch_out]."""
-        return self.kernel_size, 1 if self.depthwise else self.ch_in, self.ch_out
+        """[frames, input channels of one group, ch_out]."""
+        raise NotImplementedError
 
     @property
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of every weight that is trained."""
         per_channel = ("bias",) if self.norm == "none" else ("scale", "shift")
         shapes: dict[str, tuple[int, ...]] = {f"{self.name}/kernel": self.kernel_shape}
-        return shapes | {f"{self.name}/{name}": (self.ch_out,) for name in per_channel}
+        return shapes | {
+            f"{self.name}/{name}": (self.ch_out,) for name in per_channel if self.affine
+        }
 
     @property
     def moment_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -108,8 +107,43 @@ class Conv(Node):
         kept = ("mean", "variance") if self.norm == "batch" else ()
         return {f"{self.name}/{name}": (self.ch_out,) for name in kept}
 
+    def sees(self, first: float, last: float) -> tuple[Interval, ...]:
+        """Returns the frames of the source that output frames `first` to `last` depend on."""
+        if self.norm == "time" or math.isinf(last - first):
+            return ((-math.inf, math.inf),)
+        return (self._span(first, last),)
+
+    def _span(self, first: float, last: float) -> Interval:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Conv(Layer):
+    """A convolution over time.
+
+    Attributes:
+      ch_in: Input channels.
+      kernel_size: Frames that it sees.
+      dilation: Frames between two taps.
+      lookahead: How many frames after its own the last tap sees; 0 is causal.
+      stride: Input frames from one output frame to the next.
+      depthwise: Each channel is filtered on its own; `ch_in` equals `ch_out`.
+    """
+
+    ch_in: int
+    kernel_size: int = 1
+    dilation: int = 1
+    lookahead: int = 0
+    stride: int = 1
+    depthwise: bool = False
+
     @property
-    def macs_per_frame(self) -> int:
+    def kernel_shape(self) -> tuple[int, int, int]:
+        """[kernel_size, input channels of one group, ch_out]."""
+        return self.kernel_size, 1 if self.depthwise else self.ch_in, self.ch_out
+
+    @property
+    def macs(self) -> int:
         """Multiply-accumulates of one output frame, norm and activation left out."""
         return math.prod(self.kernel_shape)
 
@@ -120,15 +154,83 @@ class Conv(Node):
 
     @property
     def padding(self) -> tuple[int, int]:
-        """The zero frames before and after that keep the length."""
+        """The zero frames before and after: of n frames they make ceil(n / stride)."""
         return self.reach - self.lookahead, self.lookahead
 
-    def sees(self, first: float, last: float) -> tuple[Interval, ...]:
-        """Returns the frames of the source that output frames `first` to `last` depend on."""
-        if self.norm == "time":
-            return ((-math.inf, math.inf),)
+    def _span(self, first: float, last: float) -> Interval:
         before, after = self.padding
-        return ((first - before, last + after),)
+        return first * self.stride - before, last * self.stride + after
+
+
+@dataclass(frozen=True)
+class TransposedConv(Layer):
+    """A convolution that makes `stride` output frames of each input frame.
+
+    Its kernel is two strides long, so that each output frame is made of two input frames: the
+    transpose of a strided convolution, cropped to the number of frames that its period asks for.
+
+    Attributes:
+      ch_in: Input channels.
+      stride: Output frames for each input frame.
+      lookahead: Output frames that are cut off at the start; 0 is causal.
+    """
+
+    ch_in: int
+    stride: int
+    lookahead: int = 0
+
+    @property
+    def kernel_shape(self) -> tuple[int, int, int]:
+        """[2 * stride, ch_in, ch_out]."""
+        return 2 * self.stride, self.ch_in, self.ch_out
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one output frame, norm and activation left out."""
+        return 2 * self.ch_in * self.ch_out
+
+    def _span(self, first: float, last: float) -> Interval:
+        ahead = self.lookahead
+        return (first + ahead) // self.stride - 1, (last + ahead) // self.stride
+
+
+@dataclass(frozen=True)
+class Film(Node):
+    """FiLM (Perez et al. 2018): a scale and a shift of each channel, linear in conditions.
+
+    `x * (scale + conditions @ scale_kernel) + (shift + conditions @ shift_kernel)`. New kernels are
+    zero and new scales one, so that it starts as the identity.
+
+    Sources are what it changes, and the conditions at the rate of the inputs, of which it takes
+    every `period`-th frame: those that its output frames belong to.
+
+    Attributes:
+      ch_in: Channels of the conditions.
+      scaled: False leaves the scale out.
+      relu6: A ReLU clipped at 6 comes last.
+    """
+
+    ch_in: int
+    scaled: bool = True
+    relu6: bool = False
+
+    @property
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of every weight that is trained."""
+        return {
+            f"{self.name}/{name}{suffix}": shape
+            for name in (("scale", "shift") if self.scaled else ("shift",))
+            for suffix, shape in (("_kernel", (self.ch_in, self.ch_out)), ("", (self.ch_out,)))
+        }
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one output frame: the linear layers, not what they change."""
+        return self.ch_in * self.ch_out * (2 if self.scaled else 1)
+
+    def sees(self, first: float, last: float) -> tuple[Interval, ...]:
+        """Returns, for each source, the frames that output frames `first` to `last` depend on."""
+        return (first, last), (first * self.period, last * self.period)
 
 
 @dataclass(frozen=True)
@@ -139,7 +241,7 @@ class Add(Node):
 def initial_weights(plan: Sequence[Node], *, seed: int) -> dict[str, npt.NDArray[np.float32]]:
     """Returns new weights by name, running moments included.
 
-    Glorot uniform kernels, scales and variances of one, zero for all others.
+    Glorot uniform kernels of convolutions, scales and variances of one, zero for all others.
     """
     rng = np.random.default_rng(seed)
     weights: dict[str, npt.NDArray[np.float32]] = {}
@@ -165,20 +267,24 @@ def fold_batch_norm(
     """
     folded, rest = [], dict(weights)
     for node in plan:
-        if isinstance(node, Conv) and node.norm == "batch":
-            scale, shift, mean, variance = (
-                rest.pop(f"{node.name}/{name}").astype(np.float64)
-                for name in ("scale", "shift", "mean", "variance")
-            )
-            gain = scale / np.sqrt(variance + NORM_EPSILON["batch"])
+        if isinstance(node, Layer) and node.norm == "batch":
+            mean, variance = (rest.pop(f"{node.name}/{name}") for name in ("mean", "variance"))
+            scale = rest.pop(f"{node.name}/scale") if node.affine else np.ones(node.ch_out)
+            shift = rest.pop(f"{node.name}/shift") if node.affine else np.zeros(node.ch_out)
+            gain = scale / np.sqrt(variance.astype(np.float64) + NORM_EPSILON["batch"])
             kernel, bias = f"{node.name}/kernel", f"{node.name}/bias"
             rest |= {
                 kernel: (rest[kernel] * gain).astype(np.float32),
                 bias: (shift - mean * gain).astype(np.float32),
             }
-            node = replace(node, norm="none")
+            node = replace(node, norm="none", affine=True)
         folded.append(node)
     return tuple(folded), rest
+
+
+def macs_per_frame(plan: Sequence[Node]) -> int:
+    """Returns the multiply-accumulates of one input frame on average, rounded up."""
+    return math.ceil(sum(Fraction(node.macs, node.period) for node in plan))
 
 
 def inputs_seen(plan: Sequence[Node], frame: int) -> Interval:
@@ -192,3 +298,19 @@ def inputs_seen(plan: Sequence[Node], frame: int) -> Interval:
             first, last = wanted.get(source, seen)
             wanted[source] = min(first, seen[0]), max(last, seen[1])
     return wanted[INPUTS]
+
+
+def receptive_field(plan: Sequence[Node]) -> tuple[int | None, int | None]:
+    """Returns how many input frames an output frame depends on, and how many of its future.
+
+    With resampling both differ from frame to frame; these are the largest. Either is None where
+    there is no bound.
+    """
+    cycle = max(node.period for node in plan)
+    seen = [inputs_seen(plan, frame) for frame in range(cycle)]
+    field = max(last - first + 1 for first, last in seen)
+    ahead = max(last - frame for frame, (_, last) in enumerate(seen))
+    return (
+        None if math.isinf(field) else int(field),
+        None if math.isinf(ahead) else int(ahead),
+    )

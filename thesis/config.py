@@ -5,20 +5,31 @@ so a candidate that is too large is turned away before anything heavy is importe
 The rest of the library is gin-free and takes these dataclasses.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import gin
 
-from thesis.architecture import INPUTS, Add, Conv, Node, Norm, inputs_seen
+from thesis.architecture import (
+    INPUTS,
+    Add,
+    Conv,
+    Film,
+    Node,
+    Norm,
+    TransposedConv,
+    macs_per_frame,
+    receptive_field,
+)
 from thesis.errors import ConfigError, UserError
 
 T = TypeVar("T")
 
 N_INPUTS = 2
 """Decoder inputs a frame: scaled loudness and scaled f0, in this order."""
+MAX_RESAMPLING = 64
+"""Resampling does not go beyond this factor, a quarter of a second at 250 frames a second."""
 
 
 def _gin_name(owner: object) -> str:
@@ -78,6 +89,17 @@ class DecoderConfig:
       norm: 'none'; 'frame', layer norm over the channels of each frame, which leaves little more
         than signs of one or two channels; 'batch', batch norm, folded into the convolutions at
         export; 'time', ddsp's own: moments over all frames and channels of the clip.
+      resample: 'none'; 'downsample', strided convolutions between stacks, and one transposed one
+        after the last stack that brings the frame rate back; 'upsample', the mirror image: one
+        strided convolution first, transposed ones between stacks.
+      resample_stride: Factor of one resampling, 2 to 8. Resamplings that would take the total
+        factor beyond 64 are left out.
+      stacks_per_resample: Stacks to a resampling, 1 to 12, or all that there are if they are
+        fewer. Those left over in the end have none.
+      resample_after_convolve: Whether a resampling follows its stacks or comes before them.
+      conditioning: What the norm that ends a residual block takes its scale and shift from:
+        'none', constants that are learned; 'scale_and_shift', linear layers of the controls, frame
+        by frame (Perez et al. 2018, FiLM); 'shift', the shift only, and no scale.
     """
 
     channels: int = 8
@@ -89,6 +111,11 @@ class DecoderConfig:
     expansion: int = 2
     causal: bool = True
     norm: Norm = "frame"
+    resample: Literal["none", "downsample", "upsample"] = "none"
+    resample_stride: int = 2
+    stacks_per_resample: int = 1
+    resample_after_convolve: bool = True
+    conditioning: Literal["none", "shift", "scale_and_shift"] = "none"
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -98,6 +125,8 @@ class DecoderConfig:
         _check_range(self, "kernel_size", 1, 15)
         _check_range(self, "dilation_base", 1, 8)
         _check_range(self, "expansion", 1, 8)
+        _check_range(self, "resample_stride", 2, 8)
+        _check_range(self, "stacks_per_resample", 1, 12)
 
     @property
     def dilations(self) -> tuple[int, ...]:
@@ -107,19 +136,32 @@ class DecoderConfig:
         )
 
     @property
-    def receptive_field_frames(self) -> int | None:
-        """Input frames from the first to the last that one output frame depends on.
+    def resamplings(self) -> tuple[int, ...]:
+        """How many stacks come before each resampling."""
+        if self.resample == "none":
+            return ()
+        every = min(self.stacks_per_resample, self.stacks)
+        after = self.resample_after_convolve
+        positions = range(every if after else 0, self.stacks + after, every)
+        return tuple(
+            position
+            for i, position in enumerate(positions)
+            if self.resample_stride ** (i + 1) <= MAX_RESAMPLING
+        )
 
-        `1 + (k-1) * (1 + sum of dilations)`; None with norm 'time', which has no bound.
+    @property
+    def receptive_field_frames(self) -> int | None:
+        """Input frames from the first to the last that one output frame depends on, at most.
+
+        `1 + (k-1) * (1 + sum of dilations)` without resampling; None with norm 'time', which has
+        no bound.
         """
-        first, last = inputs_seen(self.plan(1), 0)
-        return None if math.isinf(last - first) else int(last - first) + 1
+        return receptive_field(self.plan(1))[0]
 
     @property
     def lookahead_frames(self) -> int | None:
         """Input frames after its own that an output frame depends on; None without a bound."""
-        _, last = inputs_seen(self.plan(1), 0)
-        return None if math.isinf(last) else int(last)
+        return receptive_field(self.plan(1))[1]
 
     @property
     def streamable(self) -> bool:
@@ -137,53 +179,102 @@ class DecoderConfig:
             inactive.add("expansion")
         if self.layers_per_stack == 1 or self.kernel_size == 1:
             inactive.add("dilation_base")
-        if (self.kernel_size - 1) * max(self.dilations) <= 1:
+        if not self.resamplings and (self.kernel_size - 1) * max(self.dilations) <= 1:
             # The only frame to pad goes before the others in either case.
             inactive.add("causal")
+        if self.resample == "none":
+            inactive |= {"resample_stride", "resample_after_convolve"}
+        if self.resample == "none" or self.stacks == 1:
+            inactive.add("stacks_per_resample")
         return frozenset(inactive)
 
     def plan(self, n_outputs: int) -> tuple[Node, ...]:
-        """Returns the network as a plan: input, residual blocks, linear output."""
-        k, ch = self.kernel_size, self.channels
-        plan: list[Node] = [
-            Conv(
-                "input", (INPUTS,), ch, N_INPUTS, k,
-                lookahead=self._lookahead(1), norm=self.norm, relu6=True,
-            )
-        ]  # fmt: skip
-        for i, dilation in enumerate(self.dilations):
-            plan += self._block(f"block_{i}", plan[-1].name, dilation)
-        return (*plan, Conv("output", (plan[-1].name,), n_outputs, ch))
+        """Returns the network as a plan: input, stacks of residual blocks, linear output."""
+        resamplings = self.resamplings
+        total = self.resample_stride ** len(resamplings)
+        x: Node = Conv(
+            "input", (INPUTS,), self.channels, N_INPUTS, self.kernel_size,
+            lookahead=self._lookahead(1), norm=self.norm, relu6=True,
+        )  # fmt: skip
+        plan = [x]
+        if self.resample == "upsample":
+            plan.append(self._down("mirror", x, total))
+        for stack in range(self.stacks + 1):
+            if stack in resamplings:
+                step = self._up if self.resample == "upsample" else self._down
+                name = f"resample_{resamplings.index(stack)}"
+                plan.append(step(name, plan[-1], self.resample_stride))
+            if stack < self.stacks:
+                for layer in range(self.layers_per_stack):
+                    name = f"block_{stack * self.layers_per_stack + layer}"
+                    plan += self._block(name, plan[-1], self.dilation_base**layer)
+        if self.resample == "downsample":
+            plan.append(self._up("mirror", plan[-1], total))
+        return (*plan, Conv("output", (plan[-1].name,), n_outputs, self.channels))
 
     def _lookahead(self, dilation: int) -> int:
         return 0 if self.causal else (self.kernel_size - 1) * dilation // 2
 
-    def _block(self, name: str, source: str, dilation: int) -> tuple[Node, ...]:
+    def _down(self, name: str, source: Node, stride: int) -> Conv:
+        """Returns a strided convolution.
+
+        Causal, an output frame sees its own input frame and those that were skipped before;
+        otherwise its own and those that are skipped after it.
+        """
+        ch = self.channels
+        return Conv(
+            name, (source.name,), ch, ch, stride,
+            lookahead=0 if self.causal else stride - 1, stride=stride,
+            norm=self.norm, relu6=True, period=source.period * stride,
+        )  # fmt: skip
+
+    def _up(self, name: str, source: Node, stride: int) -> TransposedConv:
+        """Returns a transposed convolution: what `_down` left, in the place where it was."""
+        ch = self.channels
+        return TransposedConv(
+            name, (source.name,), ch, ch, stride, 0 if self.causal else stride // 2,
+            norm=self.norm, relu6=True, period=source.period // stride,
+        )  # fmt: skip
+
+    def _block(self, name: str, source: Node, dilation: int) -> list[Node]:
         """Returns one residual block."""
-        k, ch, norm = self.kernel_size, self.channels, self.norm
-        ahead = self._lookahead(dilation)
-        convs: tuple[Conv, ...]
-        if self.block == "plain":
-            convs = (Conv(name, (source,), ch, ch, k, dilation, ahead, norm=norm, relu6=True),)
+        k, ch, norm, period = self.kernel_size, self.channels, self.norm, source.period
+        ahead, learned = self._lookahead(dilation), self.conditioning == "none"
+        plain = self.block == "plain"
+        block: list[Node]
+        if plain:
+            block = [
+                Conv(
+                    name, (source.name,), ch, ch, k, dilation, ahead,
+                    norm=norm, affine=learned, relu6=learned, period=period,
+                )
+            ]  # fmt: skip
         else:
             expand, depthwise, wide = f"{name}/expand", f"{name}/depthwise", ch * self.expansion
-            convs = (
-                Conv(expand, (source,), wide, ch, norm=norm, relu6=True),
+            block = [
+                Conv(expand, (source.name,), wide, ch, norm=norm, relu6=True, period=period),
                 Conv(
                     depthwise, (expand,), wide, wide, k, dilation, ahead,
-                    depthwise=True, norm=norm, relu6=True,
+                    depthwise=True, norm=norm, relu6=True, period=period,
                 ),
-                Conv(f"{name}/project", (depthwise,), ch, wide, norm=norm),
-            )  # fmt: skip
-        return (*convs, Add(f"{name}/sum", (source, convs[-1].name), ch))
+                Conv(
+                    f"{name}/project", (depthwise,), ch, wide,
+                    norm=norm, affine=learned, period=period,
+                ),
+            ]  # fmt: skip
+        if not learned:
+            film, scaled = f"{name}/film", self.conditioning == "scale_and_shift"
+            x = block[-1].name
+            block.append(Film(film, (x, INPUTS), ch, N_INPUTS, scaled, plain, period=period))
+        return [*block, Add(f"{name}/sum", (source.name, block[-1].name), ch, period=period)]
 
     def parameter_count(self, n_outputs: int) -> int:
         """Returns the number of trained weights, the output layer included."""
         return sum(node.parameter_count for node in self.plan(n_outputs))
 
     def macs_per_frame(self, n_outputs: int) -> int:
-        """Returns the multiply-accumulates of the convolutions for one frame."""
-        return sum(node.macs_per_frame for node in self.plan(n_outputs))
+        """Returns the multiply-accumulates of the network for one frame, rounded up."""
+        return macs_per_frame(self.plan(n_outputs))
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,36 @@
 """The dilated convolution decoder in TensorFlow. Needs TensorFlow."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from thesis._ddsp import tf
-from thesis.architecture import INPUTS, NORM_EPSILON, Add, Conv, Node, initial_weights
+from thesis.architecture import (
+    INPUTS,
+    NORM_EPSILON,
+    Add,
+    Conv,
+    Film,
+    Layer,
+    Node,
+    TransposedConv,
+    initial_weights,
+)
 from thesis.config import DecoderConfig
 
 MOMENTUM = 0.99
 """Of the running moments of batch norms, in the long run."""
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What all layers of a forward pass know: how many input frames there are, and its purpose."""
+
+    n_frames: Any
+    training: bool
 
 
 class DilatedConvStack(tf.Module):  # type: ignore[misc]
@@ -44,42 +63,82 @@ class DilatedConvStack(tf.Module):  # type: ignore[misc]
         Returns:
           [batch, frames, n_outputs].
         """
-        layers: dict[type[Node], Callable[..., Any]] = {Conv: self._conv, Add: self._add}
+        layers: dict[type[Node], Callable[..., Any]] = {
+            Conv: self._conv,
+            TransposedConv: self._transposed_conv,
+            Film: self._film,
+            Add: self._add,
+        }
+        call = _Call(tf.shape(inputs)[1], training)
         values = {INPUTS: inputs}
         for node in self.plan:
             sources = [values[source] for source in node.sources]
-            values[node.name] = layers[type(node)](node, *sources, training=training)
+            values[node.name] = layers[type(node)](node, call, *sources)
         if training:
             self._updates.assign_add(1.0)
         return values[self.plan[-1].name]
 
-    def _conv(self, conv: Conv, x: Any, *, training: bool) -> Any:
-        kernel = self.weights[f"{conv.name}/kernel"]
+    def _weight(self, node: Node, name: str) -> Any:
+        return self.weights[f"{node.name}/{name}"]
+
+    def _conv(self, conv: Conv, call: "_Call", x: Any) -> Any:
+        kernel = self._weight(conv, "kernel")
         taps = self._taps(x, conv)
         if conv.depthwise:
             y = tf.add_n([tap * kernel[i, 0] for i, tap in enumerate(taps)])
         else:
             seen = tf.concat(taps, axis=-1) if len(taps) > 1 else taps[0]
             y = tf.matmul(seen, tf.reshape(kernel, [-1, conv.ch_out]))
-        if conv.norm == "none":
-            y = y + self.weights[f"{conv.name}/bias"]
-        else:
-            mean, variance = self._moments(conv, y, training)
-            scale, shift = self.weights[f"{conv.name}/scale"], self.weights[f"{conv.name}/shift"]
-            epsilon = NORM_EPSILON[conv.norm]
-            y = (y - mean) * (tf.math.rsqrt(variance + epsilon) * scale) + shift
-        return tf.nn.relu6(y) if conv.relu6 else y
+        return self._normed(conv, call, y)
 
-    def _add(self, _: Add, *sources: Any, training: bool) -> Any:
+    def _transposed_conv(self, conv: TransposedConv, call: "_Call", x: Any) -> Any:
+        # Output frame m * stride + j is input frame m through tap j of the kernel, and the one
+        # before it through tap stride + j: one product gives all of them.
+        padded = tf.pad(x, [[0, 0], [1, 1], [0, 0]])
+        pairs = tf.concat([padded[:, 1:], padded[:, :-1]], axis=-1)
+        taps = tf.reshape(self._weight(conv, "kernel"), [2, conv.stride, conv.ch_in, conv.ch_out])
+        kernel = tf.reshape(tf.transpose(taps, [0, 2, 1, 3]), [2 * conv.ch_in, -1])
+        y = tf.matmul(pairs, kernel)
+        y = tf.reshape(y, [tf.shape(y)[0], -1, conv.ch_out])
+        n_frames = -(-call.n_frames // conv.period)
+        return self._normed(conv, call, y[:, conv.lookahead : conv.lookahead + n_frames])
+
+    def _film(self, film: Film, _: "_Call", x: Any, conditions: Any) -> Any:
+        seen = conditions[:, :: film.period]
+
+        def of_conditions(name: str) -> Any:
+            linear = tf.matmul(seen, self._weight(film, f"{name}_kernel"))
+            return linear + self._weight(film, name)
+
+        y = x * of_conditions("scale") if film.scaled else x
+        y = y + of_conditions("shift")
+        return tf.nn.relu6(y) if film.relu6 else y
+
+    def _add(self, _: Add, __: "_Call", *sources: Any) -> Any:
         return tf.add_n(sources)
 
-    def _moments(self, conv: Conv, y: Any, training: bool) -> tuple[Any, Any]:
+    def _normed(self, layer: Layer, call: "_Call", y: Any) -> Any:
+        """Returns what a convolution has computed, through its norm and its activation."""
+        if layer.norm == "none":
+            y = y + self._weight(layer, "bias") if layer.affine else y
+        else:
+            mean, variance = self._moments(layer, y, call.training)
+            gain = tf.math.rsqrt(variance + NORM_EPSILON[layer.norm])
+            if layer.affine:
+                y = (y - mean) * (gain * self._weight(layer, "scale")) + self._weight(
+                    layer, "shift"
+                )
+            else:
+                y = (y - mean) * gain
+        return tf.nn.relu6(y) if layer.relu6 else y
+
+    def _moments(self, layer: Layer, y: Any, training: bool) -> tuple[Any, Any]:
         """Returns the mean and the variance that a norm takes out."""
-        if conv.norm != "batch":
-            over = {"frame": [2], "time": [1, 2]}[conv.norm]
+        if layer.norm != "batch":
+            over = {"frame": [2], "time": [1, 2]}[layer.norm]
             mean, variance = tf.nn.moments(y, over, keepdims=True)
             return mean, variance
-        running = [self.weights[f"{conv.name}/{name}"] for name in ("mean", "variance")]
+        running = [self._weight(layer, name) for name in ("mean", "variance")]
         if not training:
             return running[0], running[1]
         moments = tf.nn.moments(y, [0, 1])
@@ -98,7 +157,7 @@ class DilatedConvStack(tf.Module):  # type: ignore[misc]
         n_frames = tf.shape(x)[1]
         padded = tf.pad(x, [[0, 0], list(conv.padding), [0, 0]])
         starts = range(0, conv.reach + 1, conv.dilation)
-        return [padded[:, start : start + n_frames] for start in starts]
+        return [padded[:, start : start + n_frames : conv.stride] for start in starts]
 
     def named_weights(self) -> dict[str, npt.NDArray[np.float32]]:
         """Returns a copy of every weight by its name in the plan."""

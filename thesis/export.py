@@ -20,7 +20,10 @@ from thesis.architecture import (
     NORM_EPSILON,
     Add,
     Conv,
+    Film,
+    Layer,
     Node,
+    TransposedConv,
     Weights,
     fold_batch_norm,
     initial_weights,
@@ -56,7 +59,12 @@ def decoder_onnx(
     """
     plan, folded = fold_batch_norm(config.plan(synth.n_outputs), weights)
     graph = _Graph(folded)
-    layers: dict[type[Node], Callable[..., str]] = {Conv: graph.conv, Add: graph.add}
+    layers: dict[type[Node], Callable[..., str]] = {
+        Conv: graph.conv,
+        TransposedConv: graph.transposed_conv,
+        Film: graph.film,
+        Add: graph.add,
+    }
     values = {INPUTS: INPUTS}
     for node in plan:
         sources = [values[source] for source in node.sources]
@@ -94,6 +102,10 @@ class _Graph:
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}
 
+    @property
+    def _names(self) -> set[str]:
+        return {node.name for node in self._nodes}
+
     def node(self, op: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
         self._nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
         return name
@@ -107,43 +119,89 @@ class _Graph:
         return self.node("Add", sources, add.name)
 
     def conv(self, conv: Conv, x: str) -> str:
-        # [taps, in, out] -> [out, in, taps]
-        kernel = self._weights[f"{conv.name}/kernel"].transpose(2, 1, 0).astype(np.float64)
-        bias = np.zeros(conv.ch_out)
-        if conv.norm == "none":
-            bias += self._weights[f"{conv.name}/bias"]
-        elif conv.norm == "frame" and not conv.depthwise:
-            # The norm subtracts the mean over channels. A kernel without that mean saves it the
-            # work; a depthwise one cannot be centred across channels, see `_frame_norm`.
-            kernel -= kernel.mean(axis=0, keepdims=True)
+        kernel, bias = self._affine_map(conv)
         y = self.node(
             "Conv",
-            [x, self.constant(f"{conv.name}/W", kernel), self.constant(f"{conv.name}/B", bias)],
+            # [taps, in, out] -> [out, in, taps]
+            [x, self.constant(f"{conv.name}/W", kernel.transpose(2, 1, 0)), bias],
             f"{conv.name}/conv",
             dilations=[conv.dilation],
             group=conv.ch_in if conv.depthwise else 1,
             kernel_shape=[conv.kernel_size],
             pads=list(conv.padding),
+            strides=[conv.stride],
         )
-        if conv.norm != "none":
-            y = self._frame_norm(y, conv) if conv.norm == "frame" else self._time_norm(y, conv)
+        return self._normed(conv, y)
+
+    def transposed_conv(self, conv: TransposedConv, x: str) -> str:
+        kernel, bias = self._affine_map(conv)
+        y = self.node(
+            "ConvTranspose",
+            # [taps, in, out] -> [in, out, taps]
+            [x, self.constant(f"{conv.name}/W", kernel.transpose(1, 2, 0)), bias],
+            f"{conv.name}/conv",
+            kernel_shape=[2 * conv.stride],
+            pads=[conv.lookahead, conv.stride - conv.lookahead],
+            strides=[conv.stride],
+        )
+        zero, axis = self.constant("first", [0], np.int64), self.constant("axis", [2], np.int64)
+        cropped = [y, zero, self._n_frames(conv.period), axis]
+        y = self.node("Slice", cropped, f"{conv.name}/cropped")
+        return self._normed(conv, y)
+
+    def film(self, film: Film, x: str, conditions: str) -> str:
+        seen = self._every(film.period, conditions)
+        if film.scaled:
+            scale = self._linear(film, "scale", seen)
+            x = self.node("Mul", [x, scale], f"{film.name}/scaled")
+        x = self.node("Add", [x, self._linear(film, "shift", seen)], f"{film.name}/shifted")
+        return self._relu6(film.name, x) if film.relu6 else x
+
+    def _linear(self, film: Film, name: str, conditions: str) -> str:
+        kernel = self._weights[f"{film.name}/{name}_kernel"].T[:, :, None]
+        weights = [
+            self.constant(f"{film.name}/{name}/W", kernel),
+            self.constant(f"{film.name}/{name}/B", self._weights[f"{film.name}/{name}"]),
+        ]
+        return self.node("Conv", [conditions, *weights], f"{film.name}/{name}")
+
+    def _affine_map(self, layer: Layer) -> tuple[npt.NDArray[np.float64], str]:
+        """Returns a convolution's kernel, [taps, in, out], and the name of its bias."""
+        kernel = self._weights[f"{layer.name}/kernel"].astype(np.float64)
+        bias = np.zeros(layer.ch_out)
+        if layer.norm == "none" and layer.affine:
+            bias += self._weights[f"{layer.name}/bias"]
+        elif layer.norm == "frame" and _mixes_channels(layer):
+            # The norm subtracts the mean over channels. A kernel without that mean saves it the
+            # work; a depthwise one cannot be centred across channels, see `_frame_norm`.
+            kernel -= kernel.mean(axis=2, keepdims=True)
+        return kernel, self.constant(f"{layer.name}/B", bias)
+
+    def _normed(self, layer: Layer, y: str) -> str:
+        """Adds norm and activation of a convolution."""
+        if layer.norm == "frame":
+            y = self._frame_norm(layer, y)
+        elif layer.norm == "time":
+            y = self._time_norm(layer, y)
+        if layer.norm != "none" and layer.affine:
             scale, shift = (
                 self.constant(
-                    f"{conv.name}/{name}", self._weights[f"{conv.name}/{name}"][None, :, None]
+                    f"{layer.name}/{name}", self._weights[f"{layer.name}/{name}"][None, :, None]
                 )
                 for name in ("scale", "shift")
             )
-            y = self.node("Mul", [y, scale], f"{conv.name}/scaled")
-            y = self.node("Add", [y, shift], conv.name)
-        if conv.relu6:
-            limits = [self.constant("zero", 0.0), self.constant("six", 6.0)]
-            y = self.node("Clip", [y, *limits], f"{conv.name}/relu6")
-        return y
+            y = self.node("Mul", [y, scale], f"{layer.name}/scaled")
+            y = self.node("Add", [y, shift], f"{layer.name}/shifted")
+        return self._relu6(layer.name, y) if layer.relu6 else y
 
-    def _frame_norm(self, y: str, conv: Conv) -> str:
+    def _relu6(self, name: str, y: str) -> str:
+        limits = [self.constant("zero", 0.0), self.constant("six", 6.0)]
+        return self.node("Clip", [y, *limits], f"{name}/relu6")
+
+    def _frame_norm(self, layer: Layer, y: str) -> str:
         """Layer norm over channels. The moments are 1x1 convolutions, the fastest way there is."""
-        name, ch = conv.name, conv.ch_out
-        if conv.depthwise:
+        name, ch = layer.name, layer.ch_out
+        if not _mixes_channels(layer):
             centring = (np.eye(ch) - 1.0 / ch)[:, :, None]
             y = self.node("Conv", [y, self.constant(f"{name}/C", centring)], f"{name}/centred")
         squared = self.node("Mul", [y, y], f"{name}/squared")
@@ -153,17 +211,43 @@ class _Graph:
         deviation = self.node("Sqrt", [variance], f"{name}/deviation")
         return self.node("Div", [y, deviation], f"{name}/normalized")
 
-    def _time_norm(self, y: str, conv: Conv) -> str:
+    def _time_norm(self, layer: Layer, y: str) -> str:
         """Norm over the whole clip: to ONNX the norm of an instance that has one channel."""
         one, none = self.constant("one", [1.0]), self.constant("none", [0.0])
         flat = self.constant("flat", [1, 1, -1], np.int64)
-        shape = self.constant(f"{conv.name}/shape", [1, conv.ch_out, -1], np.int64)
-        y = self.node("Reshape", [y, flat], f"{conv.name}/flat")
+        shape = self.constant(f"{layer.name}/shape", [1, layer.ch_out, -1], np.int64)
+        y = self.node("Reshape", [y, flat], f"{layer.name}/flat")
         epsilon = NORM_EPSILON["time"]
         y = self.node(
-            "InstanceNormalization", [y, one, none], f"{conv.name}/instance", epsilon=epsilon
+            "InstanceNormalization", [y, one, none], f"{layer.name}/instance", epsilon=epsilon
         )
-        return self.node("Reshape", [y, shape], f"{conv.name}/normalized")
+        return self.node("Reshape", [y, shape], f"{layer.name}/normalized")
+
+    def _n_frames(self, period: int) -> str:
+        """Returns how many frames there are at a period, [1]; counted once in a graph."""
+        name = f"{INPUTS}/frames_{period}"
+        if name in self._names:
+            return name
+        if period == 1:
+            return self.node("Shape", [INPUTS], name, start=2, end=3)
+        rest = self.constant(f"period_{period}/rest", [period - 1], np.int64)
+        rounded = self.node("Add", [self._n_frames(1), rest], f"{name}/rounded")
+        return self.node(
+            "Div", [rounded, self.constant(f"period_{period}", [period], np.int64)], name
+        )
+
+    def _every(self, period: int, x: str) -> str:
+        """Returns every `period`-th frame."""
+        name = f"{x}/every_{period}"
+        if period == 1 or name in self._names:
+            return x if period == 1 else name
+        bounds = [
+            self.constant("first", [0], np.int64),
+            self.constant("end", [np.iinfo(np.int64).max], np.int64),
+            self.constant("axis", [2], np.int64),
+            self.constant(f"period_{period}", [period], np.int64),
+        ]
+        return self.node("Slice", [x, *bounds], name)
 
     def serialize(self, n_outputs: int, metadata: Mapping[str, Any]) -> bytes:
         self._nodes[-1].output[0] = "outputs"
@@ -182,6 +266,10 @@ class _Graph:
         onnx.checker.check_model(model, full_check=True)
         serialized: bytes = model.SerializeToString()
         return serialized
+
+
+def _mixes_channels(layer: Layer) -> bool:
+    return not (isinstance(layer, Conv) and layer.depthwise)
 
 
 def _json(value: Any) -> str:

@@ -11,7 +11,16 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft, special
 
-from thesis.architecture import INPUTS, NORM_EPSILON, Add, Conv, Node
+from thesis.architecture import (
+    INPUTS,
+    NORM_EPSILON,
+    Add,
+    Conv,
+    Film,
+    Layer,
+    Node,
+    TransposedConv,
+)
 from thesis.config import DecoderConfig, SynthConfig
 from thesis.controls import Outputs
 
@@ -44,43 +53,75 @@ def run(
     plan: Sequence[Node], weights: Mapping[str, npt.NDArray[Any]], inputs: npt.NDArray[Any]
 ) -> Array:
     """Returns the output of a plan, [frames, channels], as after training."""
+    network = _Network(weights, inputs.shape[0])
     values = {INPUTS: inputs.astype(np.float64)}
     for node in plan:
-        sources = [values[source] for source in node.sources]
-        values[node.name] = _LAYERS[type(node)](node, weights, *sources)
+        values[node.name] = network(node, *(values[source] for source in node.sources))
     return values[plan[-1].name]
 
 
-def _conv(conv: Conv, weights: Mapping[str, npt.NDArray[Any]], x: Array) -> Array:
-    n_frames = x.shape[0]
-    padded = np.pad(x, (conv.padding, (0, 0)))
-    kernel = weights[f"{conv.name}/kernel"].astype(np.float64)
-    y = np.zeros((n_frames, conv.ch_out))
-    for tap in range(conv.kernel_size):
-        seen = padded[tap * conv.dilation :][:n_frames]
-        y += seen * kernel[tap, 0] if conv.depthwise else seen @ kernel[tap]
-    if conv.norm == "none":
-        y = y + weights[f"{conv.name}/bias"]
-    else:
-        mean, variance = _moments(conv, weights, y)
-        y = (y - mean) / np.sqrt(variance + NORM_EPSILON[conv.norm])
-        y = y * weights[f"{conv.name}/scale"] + weights[f"{conv.name}/shift"]
-    return np.asarray(np.clip(y, 0.0, 6.0)) if conv.relu6 else y
+class _Network:
+    """The nodes of a plan, a method a kind."""
 
+    def __init__(self, weights: Mapping[str, npt.NDArray[Any]], n_frames: int):
+        self._weights = weights
+        self._n_frames = n_frames
 
-def _moments(conv: Conv, weights: Mapping[str, npt.NDArray[Any]], y: Array) -> tuple[Any, Any]:
-    """Returns the mean and the variance that a norm takes out."""
-    if conv.norm == "batch":
-        return weights[f"{conv.name}/mean"], weights[f"{conv.name}/variance"].astype(np.float64)
-    over = {"frame": -1, "time": None}[conv.norm]
-    return y.mean(over, keepdims=True), y.var(over, keepdims=True)
+    def __call__(self, node: Any, *sources: Array) -> Array:
+        layers: dict[type[Node], Callable[..., Array]] = {
+            Conv: self._conv,
+            TransposedConv: self._transposed_conv,
+            Film: self._film,
+            Add: self._add,
+        }
+        return layers[type(node)](node, *sources)
 
+    def _weight(self, node: Node, name: str) -> Array:
+        return self._weights[f"{node.name}/{name}"].astype(np.float64)
 
-def _add(_: Add, __: Mapping[str, npt.NDArray[Any]], *sources: Array) -> Array:
-    return np.asarray(sum(sources))
+    def _conv(self, conv: Conv, x: Array) -> Array:
+        kernel = self._weight(conv, "kernel")
+        padded = np.pad(x, (conv.padding, (0, 0)))
+        y = np.zeros((-(-len(x) // conv.stride), conv.ch_out))
+        for tap in range(conv.kernel_size):
+            seen = padded[tap * conv.dilation :][: len(x) : conv.stride]
+            y += seen * kernel[tap, 0] if conv.depthwise else seen @ kernel[tap]
+        return self._normed(conv, y)
 
+    def _transposed_conv(self, conv: TransposedConv, x: Array) -> Array:
+        kernel = self._weight(conv, "kernel")
+        y = np.zeros(((len(x) + 1) * conv.stride, conv.ch_out))
+        for tap, weight in enumerate(kernel):
+            y[tap:][: len(x) * conv.stride : conv.stride] += x @ weight
+        return self._normed(conv, y[conv.lookahead :][: -(-self._n_frames // conv.period)])
 
-_LAYERS: Mapping[type[Node], Callable[..., Array]] = {Conv: _conv, Add: _add}
+    def _normed(self, layer: Layer, y: Array) -> Array:
+        """Returns what a convolution has computed, through its norm and its activation."""
+        if layer.norm != "none":
+            mean, variance = self._moments(layer, y)
+            y = (y - mean) / np.sqrt(variance + NORM_EPSILON[layer.norm])
+        if layer.affine and layer.norm == "none":
+            y = y + self._weight(layer, "bias")
+        elif layer.affine:
+            y = y * self._weight(layer, "scale") + self._weight(layer, "shift")
+        return np.asarray(np.clip(y, 0.0, 6.0)) if layer.relu6 else y
+
+    def _moments(self, layer: Layer, y: Array) -> tuple[Array, Array]:
+        """Returns the mean and the variance that a norm takes out."""
+        if layer.norm == "batch":
+            return self._weight(layer, "mean"), self._weight(layer, "variance")
+        over = {"frame": -1, "time": None}[layer.norm]
+        return y.mean(over, keepdims=True), y.var(over, keepdims=True)
+
+    def _film(self, film: Film, x: Array, conditions: Array) -> Array:
+        seen = conditions[:: film.period]
+        if film.scaled:
+            x = x * (self._weight(film, "scale") + seen @ self._weight(film, "scale_kernel"))
+        y = x + self._weight(film, "shift") + seen @ self._weight(film, "shift_kernel")
+        return np.asarray(np.clip(y, 0.0, 6.0)) if film.relu6 else y
+
+    def _add(self, _: Add, *sources: Array) -> Array:
+        return np.asarray(sum(sources))
 
 
 def exp_sigmoid(x: npt.NDArray[Any]) -> Array:

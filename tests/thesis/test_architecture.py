@@ -1,14 +1,26 @@
 """Plans of decoders: what they count is what is there, and what they call inactive is."""
 
 import dataclasses
+import math
 import typing
+from fractions import Fraction
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thesis import reference
-from thesis.architecture import INPUTS, Add, Conv, fold_batch_norm, initial_weights, inputs_seen
+from thesis.architecture import (
+    INPUTS,
+    Add,
+    Conv,
+    Film,
+    TransposedConv,
+    fold_batch_norm,
+    initial_weights,
+    inputs_seen,
+)
 from thesis.config import DecoderConfig
 
 N_OUTPUTS = st.integers(1, 20)
@@ -22,6 +34,11 @@ CHOICES = {
     "expansion": (1, 2, 3),
     "causal": (False, True),
     "norm": ("none", "frame", "batch", "time"),
+    "resample": ("none", "downsample", "upsample"),
+    "resample_stride": (2, 3, 8),
+    "stacks_per_resample": (1, 2, 3),
+    "resample_after_convolve": (False, True),
+    "conditioning": ("none", "shift", "scale_and_shift"),
 }
 
 
@@ -54,10 +71,18 @@ def test_parameters_are_counted_as_the_weights_that_are_there(config, n_outputs)
 
 
 @given(config=st.from_type(DecoderConfig), n_outputs=N_OUTPUTS)
-def test_macs_are_one_for_each_kernel_weight(config, n_outputs):
-    weights = initial_weights(config.plan(n_outputs), seed=0)
-    kernels = [array for name, array in weights.items() if name.endswith("/kernel")]
-    assert config.macs_per_frame(n_outputs) == sum(array.size for array in kernels)
+def test_macs_are_one_for_each_kernel_weight_and_each_frame_that_it_is_used_on(config, n_outputs):
+    plan = config.plan(n_outputs)
+    periods = {INPUTS: 1} | {node.name: node.period for node in plan}
+    weights = initial_weights(plan, seed=0)
+    macs = 0
+    for node in plan:
+        kernels = [weights[name] for name in node.weight_shapes if name.endswith("kernel")]
+        # A transposed kernel is used as a whole on each frame that goes in.
+        transposed = isinstance(node, TransposedConv)
+        every = periods[node.sources[0]] if transposed else node.period
+        macs += Fraction(sum(kernel.size for kernel in kernels), every)
+    assert config.macs_per_frame(n_outputs) == math.ceil(macs)
 
 
 @given(
@@ -80,7 +105,7 @@ def test_counts_of_plain_decoders_have_a_closed_form(ch, layers, stacks, k, n_ou
 def test_every_field_is_varied_here():
     assert set(CHOICES) == {f.name for f in dataclasses.fields(DecoderConfig)}
     hints = typing.get_type_hints(DecoderConfig)
-    for name in ("block", "norm"):
+    for name in ("block", "norm", "resample", "conditioning"):
         assert set(CHOICES[name]) == set(typing.get_args(hints[name]))
 
 
@@ -104,25 +129,87 @@ def test_names_of_weights_are_unique(config):
 
 
 @given(config=st.from_type(DecoderConfig), n_outputs=N_OUTPUTS)
-def test_a_plan_is_in_the_order_of_the_forward_pass_and_its_channels_fit(config, n_outputs):
-    channels = {INPUTS: 2}
+def test_a_plan_is_in_the_order_of_the_forward_pass_and_channels_and_rates_fit(config, n_outputs):
+    channels, periods = {INPUTS: 2}, {INPUTS: 1}
     for node in config.plan(n_outputs):
         assert node.name not in channels
-        if isinstance(node, Conv):
-            assert [channels[source] for source in node.sources] == [node.ch_in]
-        else:
-            assert {channels[source] for source in node.sources} == {node.ch_out}
-        channels[node.name] = node.ch_out
-    assert channels[node.name] == n_outputs
+        taken = [(channels[source], periods[source]) for source in node.sources]
+        expected = {
+            Conv: lambda n: [(n.ch_in, Fraction(n.period, n.stride))],
+            TransposedConv: lambda n: [(n.ch_in, n.period * n.stride)],
+            Film: lambda n: [(n.ch_out, n.period), (n.ch_in, 1)],
+            Add: lambda n: [(n.ch_out, n.period)] * 2,
+        }[type(node)](node)
+        assert taken == expected
+        channels[node.name], periods[node.name] = node.ch_out, node.period
+    assert (channels[node.name], periods[node.name]) == (n_outputs, 1)
 
 
 @given(config=st.from_type(DecoderConfig))
-def test_padding_keeps_the_length(config):
+def test_padding_makes_a_frame_for_every_stride_begun(config):
     for conv in (node for node in config.plan(3) if isinstance(node, Conv)):
         before, after = conv.padding
-        assert before + after == (conv.kernel_size - 1) * conv.dilation
-        assert before >= after >= 0
+        assert before >= 0
+        assert after >= 0
         assert after == 0 or not config.causal
+        for n_frames in range(1, 20):
+            made = (before + n_frames + after - conv.reach - 1) // conv.stride + 1
+            assert made == math.ceil(n_frames / conv.stride)
+
+
+@given(config=st.from_type(DecoderConfig))
+def test_conditioning_starts_as_what_it_stands_in_for(weights_of, config):
+    plan = dataclasses.replace(config, conditioning="none").plan(5)
+    weights = weights_of(plan)
+    # What conditioning takes the place of, as it is when new.
+    ends = {node.sources[1] for node in plan if isinstance(node, Add)}
+    new = {
+        f"{name}/{kind}": np.full_like(weights[f"{name}/{kind}"], kind == "scale")
+        for name in ends
+        for kind in ("bias", "scale", "shift")
+        if f"{name}/{kind}" in weights
+    }
+    inputs = np.random.default_rng(0).normal(size=(20, 2))
+    expected = reference.run(plan, weights | new, inputs)
+    for conditioning in ("shift", "scale_and_shift"):
+        conditioned = dataclasses.replace(config, conditioning=conditioning).plan(5)
+        theirs = initial_weights(conditioned, seed=0)
+        both = theirs | {name: value for name, value in weights.items() if name in theirs}
+        np.testing.assert_allclose(reference.run(conditioned, both, inputs), expected)
+
+
+# --- Resampling ---
+
+
+def periods(**config):
+    """Input frames for each frame of the blocks of three stacks of one layer each."""
+    plan = DecoderConfig(4, 1, 3, **config).plan(5)
+    by_name = {node.name: node.period for node in plan}
+    return [by_name[f"block_{i}"] for i in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"resample": "none"}, [1, 1, 1]),
+        ({"resample": "downsample"}, [1, 2, 4]),
+        ({"resample": "downsample", "resample_after_convolve": False}, [2, 4, 8]),
+        ({"resample": "downsample", "stacks_per_resample": 2}, [1, 1, 2]),
+        ({"resample": "upsample"}, [8, 4, 2]),
+        ({"resample": "upsample", "resample_after_convolve": False}, [4, 2, 1]),
+        ({"resample": "upsample", "stacks_per_resample": 2}, [2, 2, 1]),
+        # As many stacks as there are, and no factor beyond 64.
+        ({"resample": "upsample", "stacks_per_resample": 9}, [2, 2, 2]),
+        ({"resample": "downsample", "resample_stride": 8}, [1, 8, 64]),
+        (
+            {"resample": "downsample", "resample_stride": 8, "resample_after_convolve": False},
+            [8, 64, 64],
+        ),
+    ],
+    ids=str,
+)
+def test_each_stack_runs_at_its_own_rate(config, expected):
+    assert periods(**config) == expected
 
 
 def test_new_weights_are_glorot_uniform_and_follow_the_seed():
@@ -158,7 +245,8 @@ def test_a_folded_batch_norm_is_the_same_function(weights_of, config, seed):
     folded, rest = fold_batch_norm(plan, weights)
     outputs = reference.run(folded, rest, inputs)
     np.testing.assert_allclose(outputs, expected, rtol=0, atol=1e-5 * max(1, abs(expected).max()))
-    assert folded == dataclasses.replace(config, norm="none").plan(5)
+    assert [node.name for node in folded] == [node.name for node in plan]
+    assert not any(node.moment_shapes for node in folded)
     assert {name: array.shape for name, array in rest.items()} == {
         name: shape for node in folded for name, shape in node.weight_shapes.items()
     }
@@ -187,7 +275,8 @@ def test_what_is_seen_spans_all_ways_through_the_graph():
 
 
 @given(config=st.from_type(DecoderConfig))
-def test_what_is_seen_has_a_closed_form(config):
+def test_without_resampling_what_is_seen_has_a_closed_form(config):
+    config = dataclasses.replace(config, resample="none")
     taps = config.kernel_size - 1
     reaches = [taps] + [taps * dilation for dilation in config.dilations]
     if config.norm == "time":
@@ -197,3 +286,44 @@ def test_what_is_seen_has_a_closed_form(config):
     assert config.receptive_field_frames == 1 + sum(reaches)
     assert config.lookahead_frames == (0 if config.causal else sum(r // 2 for r in reaches))
     assert config.streamable == (config.lookahead_frames == 0)
+
+
+def frames_seen(config, weights, outputs, inputs):
+    """Which of the input frames each output frame depends on: NaN there is NaN here.
+
+    Unlike a small change, NaN passes a ReLU and is never rounded away, whatever the weights.
+    """
+    clip = np.random.default_rng(0).normal(size=(inputs.stop + 1, 2))
+    seen = {frame: [] for frame in outputs}
+    for frame in inputs:
+        spoiled = clip.copy()
+        spoiled[frame] = np.nan
+        reached = np.isnan(reference.decode(spoiled, weights, config)).all(axis=1)
+        for output in outputs:
+            seen[output] += [frame] * bool(reached[output])
+    return seen
+
+
+SMALL = st.from_type(DecoderConfig).filter(
+    lambda config: config.norm != "time" and config.receptive_field_frames <= 40
+)
+
+
+@settings(max_examples=40)
+@given(config=SMALL)
+def test_what_is_seen_is_what_an_output_depends_on(weights_of, config):
+    plan = config.plan(3)
+    field, ahead = config.receptive_field_frames, config.lookahead_frames
+    cycle = max(node.period for node in plan)
+    first = cycle * math.ceil(field / cycle)
+    outputs = range(first, first + cycle)
+    inputs = range(first - field, outputs.stop + ahead + 1)
+    seen = frames_seen(config, weights_of(plan), outputs, inputs)
+    # From first to last: where the dilation outgrows the kernel there are gaps between them.
+    spans = {frame: (frames[0], frames[-1]) for frame, frames in seen.items()}
+    assert spans == {frame: inputs_seen(plan, frame) for frame in outputs}
+    assert field == max(last - first for first, last in spans.values()) + 1
+    assert ahead == max(last - frame for frame, (_, last) in spans.items())
+    assert config.streamable == (ahead == 0)
+    if config.causal:
+        assert config.streamable

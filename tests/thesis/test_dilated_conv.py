@@ -1,6 +1,8 @@
 """The TensorFlow decoder: against stock Keras layers, the float64 twin, and its own claims."""
 
 import dataclasses
+import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -35,80 +37,180 @@ def frames_reached(config, at, n_frames):
     return np.flatnonzero(reached.any(axis=1))
 
 
-def test_what_nan_does_not_reach_does_not_change():
-    decoder = DilatedConvStack(REFERENCE_DECODER, 7)
+RESAMPLED = DecoderConfig(8, 2, 2, 3, 2, resample="downsample", conditioning="scale_and_shift")
+
+
+@pytest.mark.parametrize("config", [REFERENCE_DECODER, RESAMPLED], ids=["tiny", "resampled"])
+def test_what_nan_does_not_reach_does_not_change(config):
+    decoder = DilatedConvStack(config, 7)
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(8, 120, 2)).astype(np.float32)
     changed = inputs.copy()
     changed[:, 40] = rng.normal(size=(8, 2))
     difference = (decoder(inputs).numpy() != decoder(changed).numpy()).any(axis=(0, 2))
-    assert (
-        np.flatnonzero(difference).tolist() == frames_reached(REFERENCE_DECODER, 40, 120).tolist()
-    )
+    assert np.flatnonzero(difference).tolist() == frames_reached(config, 40, 120).tolist()
 
 
-def keras_decoder(config, weights, inputs):
-    """The causal decoder in stock Keras layers: what the plan means."""
-    from thesis._ddsp import tf, tf_keras
+def keras_decoder(config, weights, n_frames):
+    """The decoder as a stock Keras model: what the plan means.
 
-    layers = tf_keras.layers
-
-    def load(layer, x, *names):
-        layer.build(x.shape)
-        layer.set_weights([weights[name] for name in names])
-        return layer(x)
-
-    def conv(x, name, k=1, dilation=1, relu6=True, depthwise=False):
-        normed = config.norm != "none" and name != "output"
-        per_channel = () if normed else (f"{name}/bias",)
-        kernel = weights[f"{name}/kernel"]
-        options = {"use_bias": bool(per_channel), "dilation_rate": dilation}
-        if depthwise:
-            options["groups"] = x.shape[-1]
-        layer = layers.Conv1D(kernel.shape[-1], k, padding="causal", **options)
-        y = load(layer, x, f"{name}/kernel", *per_channel)
-        if normed and config.norm == "batch":
-            norm = layers.BatchNormalization(epsilon=1e-3)
-            y = load(norm, y, *(f"{name}/{n}" for n in ("scale", "shift", "mean", "variance")))
-        elif normed and config.norm == "time":
-            y = load(ddsp_norm(), y, f"{name}/scale", f"{name}/shift")
-        elif normed:
-            norm = layers.LayerNormalization(axis=-1, epsilon=1e-5)
-            y = load(norm, y, f"{name}/scale", f"{name}/shift")
-        return tf.nn.relu6(y) if relu6 else y
-
-    x = conv(tf.constant(inputs), "input", config.kernel_size)
-    for i in range(config.layers_per_stack * config.stacks):
-        dilation = config.dilation_base ** (i % config.layers_per_stack)
-        if config.block == "plain":
-            x += conv(x, f"block_{i}", config.kernel_size, dilation)
-        else:
-            y = conv(x, f"block_{i}/expand")
-            y = conv(y, f"block_{i}/depthwise", config.kernel_size, dilation, depthwise=True)
-            x += conv(y, f"block_{i}/project", relu6=False)
-    return conv(x, "output", relu6=False).numpy()
-
-
-def ddsp_norm():
-    """ddsp's `Normalize('layer')` over [batch, time, 1, channels], in stock Keras."""
+    `n_frames` is a multiple of the total factor of the resampling. There a centred decoder is what
+    Keras's own padding 'same' makes; a causal one is cropped at the end.
+    """
     from thesis._ddsp import tf_keras
 
-    class Normalize(tf_keras.layers.GroupNormalization):
-        def call(self, x):
-            return super().call(x[:, :, None])[:, :, 0]
+    layers, ch = tf_keras.layers, config.channels
+    padding = "causal" if config.causal else "same"
+    to_load = []
 
-    return Normalize(groups=1, epsilon=1e-5)
+    def load(layer, x, *names):
+        to_load.append((layer, names))
+        return layer(x)
+
+    def finish(x, name, relu6, affine=True):
+        per_channel = [f"{name}/scale", f"{name}/shift"] if affine else []
+        options = {"center": affine, "scale": affine}
+        if config.norm == "batch":
+            moments = (f"{name}/mean", f"{name}/variance")
+            x = load(layers.BatchNormalization(epsilon=1e-3, **options), x, *per_channel, *moments)
+        elif config.norm == "frame":
+            x = load(layers.LayerNormalization(epsilon=1e-5, **options), x, *per_channel)
+        elif config.norm == "time":
+            norm = layers.GroupNormalization(groups=1, epsilon=1e-5, **options)
+            x = load(norm, x, *per_channel)
+        return layers.ReLU(6.0)(x) if relu6 else x
+
+    def conv(x, name, ch_out, k=1, relu6=True, affine=True, **options):
+        biased = name == "output" or (config.norm == "none" and affine)
+        names = [f"{name}/kernel", f"{name}/bias"][: 1 + biased]
+        layer = layers.Conv1D(ch_out, k, padding=padding, use_bias=biased, **options)
+        x = load(layer, x, *names)
+        return x if name == "output" else finish(x, name, relu6, affine)
+
+    def upsample(x, name, stride):
+        biased = config.norm == "none"
+        names = [f"{name}/transposed", f"{name}/bias"][: 1 + biased]
+        options = {"strides": stride, "use_bias": biased}
+        if config.causal:
+            layer = layers.Conv1DTranspose(ch, 2 * stride, padding="valid", **options)
+            x = layers.Cropping1D((0, stride))(load(layer, x, *names))
+        else:
+            layer = layers.Conv1DTranspose(ch, 2 * stride, padding="same", **options)
+            x = load(layer, x, *names)
+        return finish(x, name, relu6=True)
+
+    def downsample(x, name, stride):
+        return conv(x, name, ch, stride, strides=stride)
+
+    def film(x, name, relu6):
+        controls = inputs[:, :: n_frames // x.shape[1]]
+        linear = {
+            kind: load(layers.Dense(ch), controls, f"{name}/{kind}_kernel", f"{name}/{kind}")
+            for kind in ("scale", "shift")
+            if kind == "shift" or config.conditioning == "scale_and_shift"
+        }
+        x = layers.Multiply()([x, linear["scale"]]) if "scale" in linear else x
+        x = layers.Add()([x, linear["shift"]])
+        return layers.ReLU(6.0)(x) if relu6 else x
+
+    def block(x, name, dilation):
+        learned = config.conditioning == "none"
+        dilated = {"k": config.kernel_size, "dilation_rate": dilation}
+        if config.block == "plain":
+            y = conv(x, name, ch, **dilated, relu6=learned, affine=learned)
+        else:
+            wide = ch * config.expansion
+            y = conv(x, f"{name}/expand", wide)
+            y = conv(y, f"{name}/depthwise", wide, **dilated, groups=wide)
+            y = conv(y, f"{name}/project", ch, relu6=False, affine=learned)
+        y = y if learned else film(y, f"{name}/film", config.block == "plain")
+        return layers.Add()([x, y])
+
+    inputs = layers.Input([n_frames, 2])
+    x = conv(inputs, "input", ch, config.kernel_size)
+    stride, every, after = (
+        config.resample_stride, config.stacks_per_resample, config.resample_after_convolve
+    )  # fmt: skip
+    done, in_all = 0, config.stacks // every if after else -(-config.stacks // every)
+    resample = {"downsample": downsample, "upsample": upsample, "none": None}[config.resample]
+    if config.resample == "upsample":
+        x = downsample(x, "mirror", stride**in_all)
+    for stack in range(config.stacks):
+        if resample and not after and stack % every == 0:
+            x, done = resample(x, f"resample_{done}", stride), done + 1
+        for layer in range(config.layers_per_stack):
+            number = stack * config.layers_per_stack + layer
+            x = block(x, f"block_{number}", config.dilation_base**layer)
+        if resample and after and (stack + 1) % every == 0:
+            x, done = resample(x, f"resample_{done}", stride), done + 1
+    if config.resample == "downsample":
+        x = upsample(x, "mirror", stride**in_all)
+    model = tf_keras.Model(inputs, conv(x, "output", 5, relu6=False))
+    # [taps, in, out] is [taps, out, in] to Keras.
+    known = weights | {
+        name.replace("kernel", "transposed"): kernel.transpose(0, 2, 1)
+        for name, kernel in weights.items()
+        if name.endswith("/kernel")
+    }
+    for layer, names in to_load:
+        layer.set_weights([known[name] for name in names])
+    return model
 
 
-@pytest.mark.parametrize("norm", ["none", "frame", "batch", "time"])
-@pytest.mark.parametrize("block", ["plain", "inverted_bottleneck"])
-def test_the_decoder_is_the_one_that_stock_keras_layers_make(block, norm, weights_of):
-    config = DecoderConfig(4, 3, 2, 3, 2, block=block, norm=norm)
-    weights = weights_of(config.plan(5))
-    inputs = np.random.default_rng(0).normal(size=(2, 40, 2)).astype(np.float32)
+def keras_macs(model):
+    """Multiply-accumulates of a clip: each kernel is used once a frame, of its input or output."""
+    total = 0
+    for layer in model.layers:
+        kind = type(layer).__name__
+        if kind in ("Conv1D", "Dense"):
+            total += int(np.prod(layer.kernel.shape)) * layer.output_shape[1]
+        elif kind == "Conv1DTranspose":
+            total += int(np.prod(layer.kernel.shape)) * layer.input_shape[1]
+    return total
+
+
+NORMS = ("none", "frame", "batch", "time")
+SAME_AS_KERAS = [
+    *(
+        DecoderConfig(4, 2, 1, 3, 2, block=block, norm=norm, causal=norm != "batch")
+        for block in ("plain", "inverted_bottleneck")
+        for norm in NORMS
+    ),
+    *(
+        DecoderConfig(
+            4, 1, 3, 3, norm=norm, causal=causal, resample=resample, resample_stride=stride,
+            stacks_per_resample=every, resample_after_convolve=after, conditioning=conditioning,
+            block=block,
+        )
+        for norm, causal, resample, stride, every, after, conditioning, block in (
+            ("frame", True, "downsample", 2, 1, True, "none", "plain"),
+            ("none", False, "downsample", 3, 2, True, "none", "plain"),
+            ("batch", True, "downsample", 4, 2, False, "shift", "plain"),
+            ("time", False, "downsample", 2, 1, False, "scale_and_shift", "inverted_bottleneck"),
+            ("none", True, "upsample", 2, 1, True, "scale_and_shift", "plain"),
+            ("batch", False, "upsample", 3, 2, False, "none", "inverted_bottleneck"),
+            ("frame", False, "upsample", 2, 2, False, "shift", "inverted_bottleneck"),
+            ("time", True, "upsample", 4, 3, True, "shift", "plain"),
+            ("frame", True, "none", 2, 1, True, "scale_and_shift", "inverted_bottleneck"),
+            ("none", False, "none", 2, 1, True, "shift", "plain"),
+        )
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("config", SAME_AS_KERAS, ids=str)
+def test_the_decoder_is_the_one_that_stock_keras_layers_make(config, weights_of):
+    plan = config.plan(5)
+    weights = weights_of(plan)
+    n_frames = 5 * max(node.period for node in plan)
+    model = keras_decoder(config, weights, n_frames)
+    inputs = np.random.default_rng(0).normal(size=(2, n_frames, 2)).astype(np.float32)
     ours = decoder_with(config, weights)(inputs).numpy()
-    np.testing.assert_allclose(ours, keras_decoder(config, weights, inputs), atol=1e-4)
+    np.testing.assert_allclose(ours, model(inputs).numpy(), atol=1e-4)
     assert abs(ours).max() > 0.1
+    trainable = sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
+    assert config.parameter_count(5) == trainable
+    assert config.macs_per_frame(5) == math.ceil(Fraction(keras_macs(model), n_frames))
 
 
 @settings(max_examples=30)
@@ -120,19 +222,6 @@ def test_the_decoder_equals_its_float64_twin(
     inputs = np.random.default_rng(seed).normal(size=(2, n_frames, 2)).astype(np.float32)
     for clip, outputs in zip(inputs, decoder_with(config, weights)(inputs), strict=True):
         assert_equals_twin(outputs.numpy(), clip, weights, config)
-
-
-@settings(max_examples=20)
-@given(config=st.from_type(DecoderConfig).filter(lambda config: config.norm in BOUNDED))
-def test_the_receptive_field_is_what_an_output_depends_on(config):
-    field, ahead = config.receptive_field_frames, config.lookahead_frames
-    at, n_frames = field, 2 * field + 1
-    reached = frames_reached(config, at, n_frames)
-    # From first to last: where the dilation outgrows the kernel there are gaps between them.
-    assert (reached[0], reached[-1]) == (at - ahead, at - ahead + field - 1)
-    if config.causal:
-        assert config.streamable
-        assert reached[0] == at
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -156,9 +245,14 @@ def test_the_receptive_field_of_shipped_spaces_is_its_closed_form(kernel_size, d
 
 @pytest.mark.parametrize("norm", BOUNDED)
 @pytest.mark.parametrize("block", ["plain", "inverted_bottleneck"])
-def test_a_causal_decoder_as_it_ships_never_sees_the_future(block, norm):
-    config = dataclasses.replace(REFERENCE_DECODER, block=block, norm=norm)
-    assert frames_reached(config, 30, 60)[0] == 30
+@pytest.mark.parametrize("resample", ["none", "downsample", "upsample"])
+def test_a_causal_decoder_as_it_ships_never_sees_the_future(block, norm, resample):
+    config = dataclasses.replace(
+        REFERENCE_DECODER, block=block, norm=norm, resample=resample, conditioning="shift"
+    )
+    assert config.streamable
+    for at in range(30, 34):
+        assert frames_reached(config, at, 60)[0] >= at
 
 
 @pytest.mark.parametrize("kernel_size", [3, 5])
@@ -169,10 +263,11 @@ def test_a_centred_decoder_sees_as_far_ahead_as_back(kernel_size):
     assert (reached[0], reached[-1]) == (5, 2 * half + 5)
 
 
-def test_the_decoder_runs_in_a_graph_with_frames_left_open(weights_of):
+@pytest.mark.parametrize("config", [REFERENCE_DECODER, RESAMPLED], ids=["tiny", "resampled"])
+def test_the_decoder_runs_in_a_graph_with_frames_left_open(config, weights_of):
     from thesis._ddsp import tf
 
-    decoder = decoder_with(REFERENCE_DECODER, weights_of(REFERENCE_DECODER.plan(5)))
+    decoder = decoder_with(config, weights_of(config.plan(5)))
     graph = tf.function(decoder, input_signature=[tf.TensorSpec([None, None, 2])])
     inputs = np.random.default_rng(0).normal(size=(1, 33, 2)).astype(np.float32)
     np.testing.assert_allclose(graph(inputs), decoder(inputs), atol=1e-5)
@@ -186,12 +281,17 @@ def test_named_weights_are_copies():
     assert decoder.named_weights()["output/bias"].all()
 
 
-@pytest.mark.parametrize("norm", ["none", "frame", "batch", "time"])
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("block", ["plain", "inverted_bottleneck"])
-def test_every_weight_is_trained(block, norm):
+@pytest.mark.parametrize("conditioning", ["none", "shift", "scale_and_shift"])
+def test_every_weight_is_trained(block, norm, conditioning):
     from thesis._ddsp import tf
 
-    decoder = DilatedConvStack(dataclasses.replace(REFERENCE_DECODER, block=block, norm=norm), 5)
+    resample = "upsample" if conditioning == "none" else "downsample"
+    config = DecoderConfig(
+        layers_per_stack=1, block=block, norm=norm, conditioning=conditioning, resample=resample
+    )
+    decoder = DilatedConvStack(config, 5)
     assert sum(int(tf.size(v)) for v in decoder.trainable_variables) == (
         decoder.config.parameter_count(5)
     )

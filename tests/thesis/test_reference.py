@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thesis import reference
-from thesis.architecture import Conv
+from thesis.architecture import Add, Conv, Film, TransposedConv
 from thesis.config import DecoderConfig, SynthConfig
 from thesis.controls import Outputs
 
@@ -17,48 +17,82 @@ RATE = 16_000
 
 def decode_frame_by_frame(inputs, weights, config):
     """The decoder with a loop for every index."""
-    values = {"inputs": [[float(v) for v in frame] for frame in inputs]}
+    controls = [[float(v) for v in frame] for frame in inputs]
+    values = {"inputs": controls}
     for node in config.plan(len(weights["output/bias"])):
         sources = [values[source] for source in node.sources]
-        if isinstance(node, Conv):
-            values[node.name] = convolved(*sources, node, weights)
+        n_frames = math.ceil(len(inputs) / node.period)
+        if isinstance(node, Conv | TransposedConv):
+            summed = [
+                convolved(*sources, t, node, weights[f"{node.name}/kernel"].astype(float))
+                for t in range(n_frames)
+            ]
+            y = [[normed(summed, t, c, node, weights) for c in range(node.ch_out)]
+                 for t in range(n_frames)]  # fmt: skip
+        elif isinstance(node, Film):
+            y = [
+                [
+                    modulated(sources[0][t][c], controls[t * node.period], c, node, weights)
+                    for c in range(node.ch_out)
+                ]
+                for t in range(n_frames)
+            ]
         else:
-            values[node.name] = [
+            y = [
                 [sum(numbers) for numbers in zip(*frames, strict=True)]
                 for frames in zip(*sources, strict=True)
             ]
+        clipped = not isinstance(node, Add) and node.relu6
+        values[node.name] = [[min(max(v, 0.0), 6.0) for v in f] for f in y] if clipped else y
     return np.array(values["output"])
 
 
-def convolved(x, conv, weights):
-    kernel = weights[f"{conv.name}/kernel"].astype(float)
-    y = []
-    for t in range(len(x)):
-        y.append([0.0] * conv.ch_out)
-        for tap in range(conv.kernel_size):
-            at = t + conv.lookahead - (conv.kernel_size - 1 - tap) * conv.dilation
-            if not 0 <= at < len(x):
+def convolved(x, t, conv, kernel):
+    """One frame of a convolution: the sum over all frames that a tap leads to."""
+    y = [0.0] * conv.ch_out
+    for at, frame in enumerate(x):
+        if isinstance(conv, TransposedConv):
+            tap = t + conv.lookahead - at * conv.stride
+        else:
+            last = t * conv.stride + conv.lookahead
+            tap, between = divmod(at - last, conv.dilation)
+            tap += len(kernel) - 1
+            if between:
                 continue
-            for out in range(conv.ch_out):
-                if conv.depthwise:
-                    y[t][out] += x[at][out] * kernel[tap, 0, out]
-                else:
-                    y[t][out] += sum(x[at][c] * kernel[tap, c, out] for c in range(conv.ch_in))
-    y = [[normed(y, t, c, conv, weights) for c in range(conv.ch_out)] for t in range(len(y))]
-    return [[min(max(v, 0.0), 6.0) for v in frame] for frame in y] if conv.relu6 else y
+        if not 0 <= tap < len(kernel):
+            continue
+        for out in range(conv.ch_out):
+            if getattr(conv, "depthwise", False):
+                y[out] += frame[out] * kernel[tap, 0, out]
+            else:
+                y[out] += sum(v * kernel[tap, c, out] for c, v in enumerate(frame))
+    return y
 
 
-def normed(y, t, c, conv, weights):
-    if conv.norm == "none":
-        return y[t][c] + float(weights[f"{conv.name}/bias"][c])
-    scale, shift = (float(weights[f"{conv.name}/{name}"][c]) for name in ("scale", "shift"))
-    if conv.norm == "batch":
-        mean, variance = (float(weights[f"{conv.name}/{name}"][c]) for name in ("mean", "variance"))
-        return (y[t][c] - mean) / math.sqrt(variance + 1e-3) * scale + shift
-    over = y[t] if conv.norm == "frame" else [v for frame in y for v in frame]
-    mean = sum(over) / len(over)
-    variance = sum((v - mean) ** 2 for v in over) / len(over)
-    return (y[t][c] - mean) / math.sqrt(variance + 1e-5) * scale + shift
+def modulated(x, controls, c, film, weights):
+    def linear(name):
+        kernel = weights[f"{film.name}/{name}_kernel"].astype(float)
+        of_controls = sum(v * kernel[i, c] for i, v in enumerate(controls))
+        return of_controls + float(weights[f"{film.name}/{name}"][c])
+
+    return (x * linear("scale") if film.scaled else x) + linear("shift")
+
+
+def normed(y, t, c, layer, weights):
+    def weight(name):
+        return float(weights[f"{layer.name}/{name}"][c])
+
+    x = y[t][c]
+    if layer.norm == "none":
+        return x + weight("bias") if layer.affine else x
+    if layer.norm == "batch":
+        mean, variance, epsilon = weight("mean"), weight("variance"), 1e-3
+    else:
+        over = y[t] if layer.norm == "frame" else [v for frame in y for v in frame]
+        mean, epsilon = sum(over) / len(over), 1e-5
+        variance = sum((v - mean) ** 2 for v in over) / len(over)
+    x = (x - mean) / math.sqrt(variance + epsilon)
+    return x * weight("scale") + weight("shift") if layer.affine else x
 
 
 @settings(max_examples=20)
