@@ -11,7 +11,7 @@ help:
 	@echo "make test     install, then run all tests"
 	@echo "make check    lint, types, import directions"
 	@echo "make format   reformat the code"
-	@echo "make docs     write docs/cli.md anew from --help"
+	@echo "make docs     write docs/cli.md and the table of models anew"
 	@echo "make lock     resolve requirements.lock anew from pyproject.toml"
 
 install: $(INSTALLED)
@@ -41,6 +41,7 @@ format: install
 
 docs: install
 	$(BIN)/python docs/make_cli_reference.py
+	$(BIN)/python docs/make_model_table.py
 
 lock: install
 	$(BIN)/uv pip compile pyproject.toml --group dev --python-version 3.11 --quiet \

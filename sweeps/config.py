@@ -171,15 +171,29 @@ def load_run(run_file: Path, overrides: Sequence[str] = ()) -> RunConfig:
       SpaceError: A search space that cannot be read.
       MetricError: An objective that no record has.
     """
-    with _strictly():
-        gin.clear_config()
-        for folder in (gin_root(), run_file.parent):
-            gin.add_config_file_search_path(str(folder))
-        gin.parse_config_file(str(run_file))
-        gin.parse_config([_binding(override) for override in overrides])
-        gin.finalize()
+    _parse_file(run_file, overrides)
     # What gin prints may be in another order than what it has read.
     return parse_run(gin.config_str(max_line_length=100))
+
+
+def load_model(model_file: Path) -> ModelConfig:
+    """Returns the model that a gin file describes, one of `gin/models/` for instance.
+
+    Raises:
+      ConfigError: As `load_run`.
+    """
+    _parse_file(model_file)
+    return from_gin()
+
+
+def _parse_file(file: Path, overrides: Sequence[str] = ()) -> None:
+    with _strictly():
+        gin.clear_config()
+        for folder in (gin_root(), file.parent):
+            gin.add_config_file_search_path(str(folder))
+        gin.parse_config_file(str(file))
+        gin.parse_config([_binding(override) for override in overrides])
+        gin.finalize()
 
 
 def parse_run(text: str) -> RunConfig:

@@ -14,6 +14,7 @@ from thesis.config import REFERENCE_DECODER, SynthConfig, stages_of
 from thesis.errors import ConfigError, UserError
 
 RUNS = sorted(path.stem for path in (gin_root() / "runs").glob("*.gin"))
+SPACES = sorted(path.stem for path in (gin_root() / "spaces").glob("*.gin"))
 FILES = sorted(p.relative_to(gin_root()).as_posix() for p in gin_root().rglob("*.gin"))
 
 
@@ -68,19 +69,31 @@ def test_every_shipped_run_varies_the_published_model(name):
     assert run.space.baseline() is not None
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_every_value_of_every_shipped_axis_reaches_the_configuration(name):
-    run = load_run(find_run(name))
+def assert_every_value_arrives(run):
     widest = {axis.name: axis.domain.values[-1] for axis in run.space.axes}
+    # The last values of a space are those that leave no other axis without effect.
+    assert {name for name, _ in run.space.candidate(widest).values} == set(widest)
     for axis in run.space.axes:
         assert isinstance(axis.domain, Choice)
         stage, _, parameter = axis.binding.rpartition(".")
         for value in axis.domain.values:
             candidate = run.space.candidate(widest | {axis.name: value})
+            assert candidate[axis.name] == value
             config = parse_candidate(run.text_for(candidate), candidate)
             assert config == run.space.config(candidate)
-            if axis.name in dict(candidate.values):
-                assert getattr(stages_of(config)[stage], parameter) == value
+            assert getattr(stages_of(config)[stage], parameter) == value
+            assert f"{axis.binding} = {value!r}" in gin.operative_config_str().splitlines()
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_value_of_every_axis_of_a_run_reaches_the_operative_configuration(name):
+    assert_every_value_arrives(load_run(find_run(name)))
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_every_value_of_every_axis_of_a_space_reaches_the_operative_configuration(name, run_of):
+    text = f"include 'models/ddsp-cnn-tiny.gin'\ninclude 'spaces/{name}.gin'\n"
+    assert_every_value_arrives(run_of(text))
 
 
 @pytest.mark.parametrize("name", RUNS)
