@@ -89,6 +89,7 @@ def _synths(facts: DatasetFacts, f0_hz: npt.NDArray[np.float32]) -> dict[str, Ca
 
         return play
 
+    @tf.function(jit_compile=True)
     def ours(outputs: Any) -> Any:
         return mine.harmonic(mine.harmonic_amplitudes(Outputs.split(outputs, config), f0), f0)
 

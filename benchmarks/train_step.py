@@ -8,7 +8,7 @@ trained weights are compared with what float64 synthesis and float64 spectrogram
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -119,8 +119,13 @@ def _losses(model: "Model", stock: "StockModel", clips: Clips) -> tuple[float, f
     noise = tf.random.uniform(clips.audio.shape, -1.0, 1.0)
     inputs = decoder_inputs(clips.f0_hz, clips.loudness_db)
     response = tf.convert_to_tensor(model.impulse_response)
-    audio = model.synthesizer(model.decoder(inputs), clips.f0_hz, noise, response)
-    ours = tf.reduce_mean(spectral_loss(clips.audio, audio))
+
+    @tf.function(jit_compile=True)
+    def loss_of(outputs: Any) -> Any:
+        audio = model.synthesizer(outputs, clips.f0_hz, noise, response)
+        return tf.reduce_mean(spectral_loss(clips.audio, audio))
+
+    ours = loss_of(model.decoder(inputs))
     tf.random.set_seed(0)  # Stock ddsp draws its noise itself: the same.
     theirs = stock.loss(inputs, clips.f0_hz, clips.audio)
     return _float64_loss(model, clips, noise.numpy()), float(ours), float(theirs)

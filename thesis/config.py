@@ -337,6 +337,9 @@ class TrainConfig:
       decay_steps: Steps between two decays.
       clip_norm: Global norm to which gradients are clipped.
       crop_seconds: Length of the random crop of a clip that a step sees; 0 takes whole clips.
+      cache_megabytes: Memory for what never changes of whole clips, 0 for none. A clip of 4 s at
+        16 kHz has 3 MB of spectrograms and, with 60 harmonics, 15 MB of sinusoids. What has no
+        room, and random crops, are computed anew in every step.
       checkpoint_every: Steps between two checkpoints.
       seed: Seeds the weights, the order of the clips and the noise.
     """
@@ -348,6 +351,7 @@ class TrainConfig:
     decay_steps: int = 10_000
     clip_norm: float = 3.0
     crop_seconds: float = 0.0
+    cache_megabytes: int = 1024
     checkpoint_every: int = 50
     seed: int = 0
 
@@ -360,6 +364,7 @@ class TrainConfig:
         _check_range(self, "decay_steps", 1, 10_000_000)
         _check_range(self, "clip_norm", 1e-6, 1e6)
         _check_range(self, "crop_seconds", 0.0, 600.0)
+        _check_range(self, "cache_megabytes", 0, 1_000_000)
         _check_range(self, "checkpoint_every", 1, 10_000_000)
         _check_range(self, "seed", 0, 2**31 - 1)
 

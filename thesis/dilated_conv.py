@@ -27,10 +27,16 @@ MOMENTUM = 0.99
 
 @dataclass(frozen=True)
 class _Call:
-    """What all layers of a forward pass know: how many input frames there are, and its purpose."""
+    """What all layers of a forward pass know.
+
+    Attributes:
+      n_frames: Of the decoder's inputs.
+      moments: In training, the moments of the batch by the name of their running average, filled
+        in as norms take them; None otherwise.
+    """
 
     n_frames: Any
-    training: bool
+    moments: dict[str, Any] | None
 
 
 class DilatedConvStack(tf.Module):  # type: ignore[misc]
@@ -52,13 +58,15 @@ class DilatedConvStack(tf.Module):  # type: ignore[misc]
         }
         self._updates = tf.Variable(0.0, name="updates", trainable=False)
 
-    def __call__(self, inputs: Any, training: bool = False) -> Any:
+    def __call__(self, inputs: Any, training: bool = False, keep_moments: bool = True) -> Any:
         """Returns the raw synthesiser parameters.
 
         Args:
           inputs: [batch, frames, 2], see `thesis.controls.decoder_inputs`.
           training: Batch norms use the moments of this batch and keep a running average of them,
             which they use otherwise.
+          keep_moments: Whether, in training, that average takes this batch in. A training step
+            runs the decoder twice and wants it counted once.
 
         Returns:
           [batch, frames, n_outputs].
@@ -69,19 +77,30 @@ class DilatedConvStack(tf.Module):  # type: ignore[misc]
             Film: self._film,
             Add: self._add,
         }
-        call = _Call(tf.shape(inputs)[1], training)
+        call = _Call(tf.shape(inputs)[1], {} if training else None)
         values = {INPUTS: inputs}
         for node in self.plan:
             sources = [values[source] for source in node.sources]
             values[node.name] = layers[type(node)](node, call, *sources)
-        if training:
-            self._updates.assign_add(1.0)
+        if call.moments is not None and keep_moments:
+            self._keep(call.moments)
         return values[self.plan[-1].name]
+
+    def _keep(self, moments: dict[str, Any]) -> None:
+        """Takes the moments of a batch into the running averages."""
+        # The plain mean of all batches until that is as long a memory as the momentum's. An
+        # average that starts from zeros and ones, as Keras has it, holds on to 5% of them after
+        # 300 steps, and with the thesis's momentum of 0.999 to 74%.
+        share = tf.maximum(1.0 / (self._updates + 1.0), 1.0 - MOMENTUM)
+        for name, moment in moments.items():
+            average = self.weights[name]
+            average.assign_add(share * (moment - average))
+        self._updates.assign_add(1.0)
 
     def _weight(self, node: Node, name: str) -> Any:
         return self.weights[f"{node.name}/{name}"]
 
-    def _conv(self, conv: Conv, call: "_Call", x: Any) -> Any:
+    def _conv(self, conv: Conv, call: _Call, x: Any) -> Any:
         kernel = self._weight(conv, "kernel")
         taps = self._taps(x, conv)
         if conv.depthwise:
@@ -91,7 +110,7 @@ class DilatedConvStack(tf.Module):  # type: ignore[misc]
             y = tf.matmul(seen, tf.reshape(kernel, [-1, conv.ch_out]))
         return self._normed(conv, call, y)
 
-    def _transposed_conv(self, conv: TransposedConv, call: "_Call", x: Any) -> Any:
+    def _transposed_conv(self, conv: TransposedConv, call: _Call, x: Any) -> Any:
         # Output frame m * stride + j is input frame m through tap j of the kernel, and the one
         # before it through tap stride + j: one product gives all of them.
         padded = tf.pad(x, [[0, 0], [1, 1], [0, 0]])
@@ -103,7 +122,7 @@ class DilatedConvStack(tf.Module):  # type: ignore[misc]
         n_frames = -(-call.n_frames // conv.period)
         return self._normed(conv, call, y[:, conv.lookahead : conv.lookahead + n_frames])
 
-    def _film(self, film: Film, _: "_Call", x: Any, conditions: Any) -> Any:
+    def _film(self, film: Film, _: _Call, x: Any, conditions: Any) -> Any:
         seen = conditions[:, :: film.period]
 
         def of_conditions(name: str) -> Any:
@@ -114,15 +133,15 @@ class DilatedConvStack(tf.Module):  # type: ignore[misc]
         y = y + of_conditions("shift")
         return tf.nn.relu6(y) if film.relu6 else y
 
-    def _add(self, _: Add, __: "_Call", *sources: Any) -> Any:
+    def _add(self, _: Add, __: _Call, *sources: Any) -> Any:
         return tf.add_n(sources)
 
-    def _normed(self, layer: Layer, call: "_Call", y: Any) -> Any:
+    def _normed(self, layer: Layer, call: _Call, y: Any) -> Any:
         """Returns what a convolution has computed, through its norm and its activation."""
         if layer.norm == "none":
             y = y + self._weight(layer, "bias") if layer.affine else y
         else:
-            mean, variance = self._moments(layer, y, call.training)
+            mean, variance = self._moments(layer, call, y)
             gain = tf.math.rsqrt(variance + NORM_EPSILON[layer.norm])
             if layer.affine:
                 y = (y - mean) * (gain * self._weight(layer, "scale")) + self._weight(
@@ -132,23 +151,17 @@ class DilatedConvStack(tf.Module):  # type: ignore[misc]
                 y = (y - mean) * gain
         return tf.nn.relu6(y) if layer.relu6 else y
 
-    def _moments(self, layer: Layer, y: Any, training: bool) -> tuple[Any, Any]:
+    def _moments(self, layer: Layer, call: _Call, y: Any) -> tuple[Any, Any]:
         """Returns the mean and the variance that a norm takes out."""
         if layer.norm != "batch":
             over = {"frame": [2], "time": [1, 2]}[layer.norm]
             mean, variance = tf.nn.moments(y, over, keepdims=True)
             return mean, variance
-        running = [self._weight(layer, name) for name in ("mean", "variance")]
-        if not training:
-            return running[0], running[1]
-        moments = tf.nn.moments(y, [0, 1])
-        # The plain mean of all batches until that is as long a memory as the momentum's. An
-        # average that starts from zeros and ones, as Keras has it, holds on to 5% of them after
-        # 300 steps, and with the thesis's momentum of 0.999 to 74%.
-        share = tf.maximum(1.0 / (self._updates + 1.0), 1.0 - MOMENTUM)
-        for average, moment in zip(running, moments, strict=True):
-            average.assign_add(share * (moment - average))
-        return moments[0], moments[1]
+        if call.moments is None:
+            return self._weight(layer, "mean"), self._weight(layer, "variance")
+        mean, variance = tf.nn.moments(y, [0, 1])
+        call.moments.update({f"{layer.name}/mean": mean, f"{layer.name}/variance": variance})
+        return mean, variance
 
     def _taps(self, x: Any, conv: Conv) -> list[Any]:
         """Returns the input as each tap of the kernel sees it, first tap first."""

@@ -50,10 +50,9 @@ def spectral_distance(target: list[Any], audio: Any) -> Any:
     return loss(tf.convert_to_tensor(audio))
 
 
-@tf.function  # type: ignore[untyped-decorator]
 def magnitudes(audio: Any) -> list[Any]:
     """Returns the magnitude spectrogram of each FFT size, [batch, frames, size // 2 + 1]."""
-    return list(_absolute(_spectra(audio)))
+    return [_magnitude(spectrum)[0] for spectrum in _spectra(audio)]
 
 
 def magnitude_bytes(n_samples: int) -> int:
@@ -67,7 +66,6 @@ def _spectra(audio: Any) -> list[Any]:
     return [tf.signal.rfft(frames) for frames in _framed(audio)]
 
 
-@tf.function(jit_compile=True)  # type: ignore[untyped-decorator]
 def _framed(audio: Any) -> list[Any]:
     """Returns the windowed frames of each size, [batch, frames, size], zeros after the end."""
     framed = []
@@ -81,7 +79,6 @@ def _framed(audio: Any) -> list[Any]:
     return framed
 
 
-@tf.function(jit_compile=True)  # type: ignore[untyped-decorator]
 def _overlap_added(framed: list[Any]) -> Any:
     """Returns the sum over sizes of the windowed, overlapping frames: `_framed` transposed."""
     sums = []
@@ -97,22 +94,17 @@ def _overlap_added(framed: list[Any]) -> Any:
     return tf.add_n([audio[:, :shortest] for audio in sums])
 
 
-@tf.function(jit_compile=True)  # type: ignore[untyped-decorator]
-def _absolute(spectra: list[Any]) -> list[Any]:
-    return [tf.abs(spectrum) for spectrum in spectra]
-
-
-@tf.function(jit_compile=True)  # type: ignore[untyped-decorator]
 def _compare(target: list[Any], spectra: list[Any]) -> tuple[Any, list[Any]]:
     """Returns the loss, [batch], and its gradient as spectra, which irfft takes to frames."""
     loss, gradients = 0.0, []
     for size, wanted, spectrum in zip(FFT_SIZES, target, spectra, strict=True):
-        magnitude = tf.abs(spectrum)
-        over, log_over = magnitude - wanted, _safe_log(magnitude) - _safe_log(wanted)
-        loss += tf.reduce_mean(tf.abs(over) + tf.abs(log_over), axis=[1, 2])
-        inverse = tf.where(magnitude > 0.0, 1.0 / tf.where(magnitude > 0.0, magnitude, 1.0), 0.0)
-        # The two signs differ where the target is silent: its logarithm is that of 1e-5.
-        slope = (tf.sign(over) + tf.sign(log_over) * inverse) * inverse
+        magnitude, inverse = _magnitude(spectrum)
+        safe, safe_wanted = _nonzero(magnitude), _nonzero(wanted)
+        logs = tf.abs(tf.math.log(safe / safe_wanted))
+        loss += tf.reduce_mean(tf.abs(magnitude - wanted) + logs, axis=[1, 2])
+        # The sign of a difference of logarithms needs none. It is not that of the difference of
+        # magnitudes where the target is silent: its logarithm is that of 1e-5.
+        slope = (tf.sign(magnitude - wanted) + tf.sign(safe - safe_wanted) * inverse) * inverse
         # irfft divides by the size, and counts all bins twice but the first and the last.
         weights = np.full(size // 2 + 1, size / 2, np.float32)
         weights[[0, -1]] = size
@@ -121,9 +113,16 @@ def _compare(target: list[Any], spectra: list[Any]) -> tuple[Any, list[Any]]:
     return loss, gradients
 
 
+def _magnitude(spectrum: Any) -> tuple[Any, Any]:
+    """Returns the magnitude of each bin and its inverse, zero for zero."""
+    power = tf.square(tf.math.real(spectrum)) + tf.square(tf.math.imag(spectrum))
+    inverse = tf.where(power > 0.0, tf.math.rsqrt(power), 0.0)
+    return power * inverse, inverse
+
+
 def _window(size: int) -> Any:
     return (0.5 - 0.5 * np.cos(2.0 * np.pi * np.arange(size) / size)).astype(np.float32)
 
 
-def _safe_log(x: Any) -> Any:
-    return tf.math.log(tf.where(x <= 0.0, 1e-5, x))
+def _nonzero(x: Any) -> Any:
+    return tf.where(x <= 0.0, 1e-5, x)

@@ -1,16 +1,18 @@
 """Training: clips in, a trained model and its losses out. Needs TensorFlow."""
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from thesis._ddsp import tf, tf_keras
+from thesis.batches import Batch, Batches
 from thesis.build import Model
 from thesis.config import TrainConfig
 from thesis.controls import decoder_inputs, white_noise
@@ -20,18 +22,21 @@ from thesis.synthesis import Synthesizer
 
 REPORT_EVERY = 10
 """Steps between two progress reports."""
-VALIDATION_BATCH = 8
-CACHE_BYTES = 2**30
-"""Memory for the spectrograms of whole clips, 3 MB for one of 4 s at 16 kHz. A dataset that needs
-more, or random crops, has them computed in every step, a tenth of its time."""
+EXPLODED = 10.0
+"""Training ends when the reported loss is this many times the first reported one."""
 
 
 class DivergedError(Exception):
-    """The loss or its gradient stopped being a finite number."""
+    """The loss or its gradient stopped being a finite number, or the loss grew out of hand.
 
-    def __init__(self, step: int, last_finite: float | None):
+    Attributes:
+      step: The step at which training ended.
+      last_finite: The last loss of a sound step; None when there was none.
+    """
+
+    def __init__(self, step: int, last_finite: float | None, what: str = ""):
         last = "no finite loss" if last_finite is None else f"last finite loss {last_finite:.4g}"
-        super().__init__(f"step {step}; {last} before")
+        super().__init__(f"step {step}; {what or last + ' before'}")
         self.step = step
         self.last_finite = last_finite
 
@@ -45,7 +50,12 @@ class Report:
 
 
 def train(
-    model: Model, clips: Clips, config: TrainConfig, *, checkpoints: Path | None = None
+    model: Model,
+    clips: Clips,
+    config: TrainConfig,
+    *,
+    checkpoints: Path | None = None,
+    summaries: Path | None = None,
 ) -> Iterator[Report]:
     """Trains a model in place and reports every few steps.
 
@@ -57,49 +67,93 @@ def train(
       clips: Training clips.
       config: Steps, batch size, learning rate.
       checkpoints: Folder for checkpoints; training resumes from the newest one in it.
+      summaries: Folder for TensorBoard: loss, norm of the gradient before clipping and learning
+        rate at every report.
 
     Yields:
       A report every `REPORT_EVERY` steps and after the last one, also when that one is in the
       checkpoint.
 
     Raises:
-      DivergedError: The loss or its gradient became NaN or infinite.
+      DivergedError: The loss or its gradient became NaN or infinite, or the reported loss is
+        `EXPLODED` times the first reported one.
     """
     optimizer = tf_keras.optimizers.legacy.Adam(
         tf_keras.optimizers.schedules.ExponentialDecay(
             config.learning_rate, config.decay_steps, config.decay_rate
         )
     )
-    weights = model.trainable_variables
     done = tf.Variable(0, dtype=tf.int64)
     recent = tf.Variable(np.full(REPORT_EVERY, np.nan))
-    state = {"model": model, "optimizer": optimizer, "done": done, "recent": recent}
+    first = tf.Variable(np.nan)
+    state = {
+        "model": model, "optimizer": optimizer, "done": done, "recent": recent, "first": first,
+    }  # fmt: skip
     manager = _checkpoint_manager(checkpoints, **state)
     if manager and manager.latest_checkpoint:
         manager.checkpoint.restore(manager.latest_checkpoint)
         if done == config.steps:
             yield Report(int(done), _mean(recent))
-    decode, loss_and_slopes = tf.function(model.decoder), _loss_and_slopes(model.synthesizer)
-    batches = _Batches(clips, config, model.synthesizer)
-    for step in range(int(done), config.steps):
-        batch = batches[step]
-        with tf.GradientTape() as tape:
-            heard = [decode(batch.inputs, training=True), model.impulse_response]
-        loss, *slopes = loss_and_slopes(
-            *heard, batch.f0_hz, batch.target, batch.seed, batches.n_samples
-        )
-        gradients = tape.gradient(heard, weights, output_gradients=slopes)
-        gradients, norm = tf.clip_by_global_norm(gradients, config.clip_norm)
-        value = float(loss)
-        if not (math.isfinite(value) and math.isfinite(norm)):
-            raise DivergedError(step + 1, float(recent[-1]) if step else None)
-        optimizer.apply_gradients(zip(gradients, weights, strict=True))
-        recent.assign([*recent.numpy()[1:], value])
-        done.assign(step + 1)
-        if manager and (step + 1) % config.checkpoint_every == 0:
-            manager.save()
-        if (step + 1) % REPORT_EVERY == 0 or step + 1 == config.steps:
-            yield Report(step + 1, _mean(recent))
+    decode = tf.function(
+        functools.partial(model.decoder, training=True, keep_moments=False), jit_compile=True
+    )
+    gradients_of, apply = _optimization(model, optimizer, config.clip_norm)
+    synthesizer = model.synthesizer
+    _require_same_frames(clips, synthesizer)
+    batches = Batches(
+        clips, config, sample_rate=synthesizer.sample_rate, hop_size=synthesizer.hop_size
+    )
+    # What is cropped is seen once.
+    budget = 0 if batches.cropped else config.cache_megabytes * 2**20
+    loss_and_slopes = _loss_and_slopes(synthesizer)
+    kept = _KeptClips(clips, synthesizer, budget=budget)
+    with _summary_log(summaries) as log:
+        for step in range(int(done), config.steps):
+            batch = batches[step]
+            inputs = tf.constant(decoder_inputs(batch.f0_hz, batch.loudness_db))
+            seed = tf.constant([config.seed, step])
+            loss, *slopes = loss_and_slopes(
+                decode(inputs), model.impulse_response, kept.of(batch), seed, batches.n_samples
+            )
+            gradients, norm = gradients_of(inputs, slopes)
+            value = float(loss)
+            if not (math.isfinite(value) and math.isfinite(norm)):
+                raise DivergedError(step + 1, float(recent[-1]) if step else None)
+            apply(gradients)
+            recent.assign([*recent.numpy()[1:], value])
+            done.assign(step + 1)
+            report = Report(step + 1, _mean(recent))
+            due = report.step % REPORT_EVERY == 0 or report.step == config.steps
+            if due and np.isnan(first):
+                first.assign(report.loss)
+            if manager and report.step % config.checkpoint_every == 0:
+                manager.save()
+            if due:
+                rate = optimizer.lr(optimizer.iterations)
+                log(report.step, loss=report.loss, gradient_norm=norm, learning_rate=rate)
+                if report.loss > EXPLODED * float(first):
+                    first_loss = f"{EXPLODED:g} times the first, {float(first):.4g}"
+                    what = f"loss {report.loss:.4g} is over {first_loss}"
+                    raise DivergedError(report.step, report.loss, what)
+                yield report
+
+
+@contextlib.contextmanager
+def _summary_log(folder: Path | None) -> Iterator[Callable[..., None]]:
+    """Gives what writes the values of a step for TensorBoard."""
+    if folder is None:
+        yield lambda step, **values: None
+        return
+    from tensorboardX import SummaryWriter
+
+    with SummaryWriter(str(folder)) as writer:
+
+        def log(step: int, **values: Any) -> None:
+            for name, value in values.items():
+                writer.add_scalar(f"train/{name}", float(value), step)
+            writer.flush()
+
+        yield log
 
 
 @dataclass(frozen=True)
@@ -141,18 +195,12 @@ def validate(
     impulse_response = model.impulse_response
     noise = white_noise(seed, len(clips), clips.f0_hz.shape[1] * model.synthesizer.hop_size)
     renderings, losses = np.empty_like(clips.audio), np.empty(len(clips), np.float32)
-    for start in range(0, len(clips), VALIDATION_BATCH):
-        # The last batch is filled up with its first clip, so that one trace serves all.
-        rows = np.arange(start, start + VALIDATION_BATCH)
-        present = rows < len(clips)
-        rows = np.where(present, rows, start)
-        inputs = decoder_inputs(clips.f0_hz[rows], clips.loudness_db[rows])
-        outputs = np.concatenate([outputs_of(clip[None]) for clip in inputs])
-        audio, loss = render(
-            outputs, impulse_response, clips.f0_hz[rows], clips.audio[rows], noise[rows]
+    for i in range(len(clips)):
+        clip = slice(i, i + 1)
+        inputs = decoder_inputs(clips.f0_hz[clip], clips.loudness_db[clip])
+        renderings[clip], losses[clip] = render(
+            outputs_of(inputs), impulse_response, clips.f0_hz[clip], clips.audio[clip], noise[clip]
         )
-        renderings[rows[present]] = audio.numpy()[present]
-        losses[rows[present]] = loss.numpy()[present]
     return Validation(renderings, losses)
 
 
@@ -178,36 +226,83 @@ def _checkpoint_manager(folder: Path | None, **state: Any) -> Any:
     )
 
 
+def _optimization(model: Model, optimizer: Any, clip_norm: float) -> tuple[Any, Any]:
+    """Returns what takes slopes along outputs and response to gradients, and what applies those.
+
+    For its gradient the decoder runs a second time: compiled as one, that takes less time than
+    keeping what the gradient needs of the first.
+    """
+    weights = model.trainable_variables
+
+    @tf.function(jit_compile=True)  # type: ignore[untyped-decorator]
+    def gradients_of(inputs: Any, slopes: list[Any]) -> Any:
+        with tf.GradientTape() as tape:
+            heard = [model.decoder(inputs, training=True), model.impulse_response]
+        gradients = tape.gradient(heard, weights, output_gradients=slopes)
+        return tf.clip_by_global_norm(gradients, clip_norm)
+
+    @tf.function  # type: ignore[untyped-decorator]
+    def apply(gradients: list[Any]) -> None:
+        optimizer.apply_gradients(zip(gradients, weights, strict=True))
+
+    return gradients_of, apply
+
+
 @functools.lru_cache(maxsize=8)
 def _loss_and_slopes(synthesizer: Synthesizer) -> Any:
     """Returns synthesis, loss and their gradients as one graph.
 
-    Its shapes do not depend on the decoder, so a worker traces it once, which takes seconds; a
-    later trial traces its decoder only, in less than one. The gradients are taken inside: a tape
-    around the graph would have it keep, and follow, much more than it needs.
+    Its shapes do not depend on the decoder, so a worker traces and compiles it once, which takes
+    seconds; a later trial does that for its decoder only. Clip by clip, what is between two passes
+    stays in the processor's cache, and the clips of a batch run side by side.
     """
 
-    @tf.function  # type: ignore[untyped-decorator]
-    def loss_and_slopes(
-        outputs: Any, impulse_response: Any, f0_hz: Any, target: Any, seed: Any, n_samples: int
+    @tf.function(jit_compile=True)  # type: ignore[untyped-decorator]
+    def of_clip(
+        outputs: Any, clip: _Clip, noise: Any, response_spectrum: Any, n_samples: int, weight: Any
     ) -> tuple[Any, Any, Any]:
-        batch, n_frames = f0_hz.shape
-        shape = [batch, n_frames * synthesizer.hop_size]
-        noise = tf.random.stateless_uniform(shape, seed, minval=-1.0, maxval=1.0)
         with tf.GradientTape() as tape:
-            tape.watch([outputs, impulse_response])
-            rendered = synthesizer(outputs, f0_hz, noise, impulse_response)
-            loss = tf.reduce_mean(spectral_distance(target, rendered[:, :n_samples]))
-        # Without a reverb the loss does not depend on its (empty) response.
+            tape.watch([outputs, response_spectrum])
+            rendered = synthesizer.render(
+                outputs, clip.f0_hz, clip.sine_bank, noise, response_spectrum
+            )
+            loss = weight * tf.reduce_sum(spectral_distance(clip.target, rendered[:, :n_samples]))
+        # Without a reverb the loss does not depend on its (empty) spectrum.
         none = tf.UnconnectedGradients.ZERO
-        return loss, *tape.gradient(loss, [outputs, impulse_response], unconnected_gradients=none)
+        return loss, *tape.gradient(loss, [outputs, response_spectrum], unconnected_gradients=none)
 
-    return loss_and_slopes
+    @tf.function  # type: ignore[untyped-decorator]
+    def of_batch(
+        outputs: Any, impulse_response: Any, clips: list[_Clip], seed: Any, n_samples: int
+    ) -> tuple[Any, Any, Any]:
+        n_clips, n_rendered = len(clips), outputs.shape[1] * synthesizer.hop_size
+        noise = tf.random.stateless_uniform([n_clips, n_rendered], seed, minval=-1.0, maxval=1.0)
+        with tf.GradientTape() as tape:
+            tape.watch(impulse_response)
+            spectrum = synthesizer.response_spectrum(impulse_response, n_rendered)
+        losses, slopes, spectrum_slopes = zip(
+            *(
+                of_clip(
+                    outputs[i : i + 1], clip, noise[i : i + 1], spectrum, n_samples, 1.0 / n_clips
+                )
+                for i, clip in enumerate(clips)
+            ),
+            strict=True,
+        )
+        response_slope = tape.gradient(
+            spectrum,
+            impulse_response,
+            output_gradients=tf.add_n(spectrum_slopes),
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
+        return tf.add_n(losses), tf.concat(slopes, axis=0), response_slope
+
+    return of_batch
 
 
 @functools.lru_cache(maxsize=8)
 def _rendering_and_loss(synthesizer: Synthesizer) -> Any:
-    @tf.function  # type: ignore[untyped-decorator]
+    @tf.function(jit_compile=True)  # type: ignore[untyped-decorator]
     def render(
         outputs: Any, impulse_response: Any, f0_hz: Any, target: Any, noise: Any
     ) -> tuple[Any, Any]:
@@ -217,73 +312,63 @@ def _rendering_and_loss(synthesizer: Synthesizer) -> Any:
     return render
 
 
-@dataclass(frozen=True)
-class _Batch:
-    inputs: Any
+class _Clip(NamedTuple):
+    """What a step needs of one clip besides the decoder's inputs: a batch of one."""
+
     f0_hz: Any
+    sine_bank: Any
     target: list[Any]
-    seed: Any
 
 
-class _Batches:
-    """The batch of each step, by the step's number.
+class _KeptClips:
+    """What a step needs of each of its clips.
 
-    Attributes:
-      n_samples: Audio that a clip of a batch has. Its last frame may reach further.
+    The spectrograms and sinusoids of a whole clip never change. They are kept once computed, as
+    far as the budget goes; spectrograms first, they save more time for a byte.
     """
 
-    def __init__(self, clips: Clips, config: TrainConfig, synthesizer: Synthesizer):
-        self._clips = clips
-        self._config = config
-        self._hop_size = synthesizer.hop_size
-        _require_same_frames(clips, synthesizer)
-        whole, self._n_frames = clips.audio.shape[1], clips.f0_hz.shape[1]
-        if config.crop_seconds:
-            crop = round(config.crop_seconds * synthesizer.sample_rate / self._hop_size)
-            self._n_frames = min(max(crop, 1), self._n_frames)
-        self.n_samples = min(self._n_frames * self._hop_size, whole)
-        self._last_start = (whole - self.n_samples) // self._hop_size
-        known = self.n_samples == whole and magnitude_bytes(whole) * len(clips) <= CACHE_BYTES
-        self._known = self._all_magnitudes() if known else None
+    def __init__(self, clips: Clips, synthesizer: Synthesizer, *, budget: int):
+        self._sine_bank, self._magnitudes = _compiled(synthesizer)
+        target_bytes = magnitude_bytes(clips.audio.shape[1])
+        n_rendered = clips.f0_hz.shape[1] * synthesizer.hop_size
+        self._targets = _Kept(budget // target_bytes)
+        left = max(budget - len(clips) * target_bytes, 0)
+        self._banks = _Kept(left // (4 * n_rendered * synthesizer.config.n_harmonics))
 
-    def __getitem__(self, step: int) -> _Batch:
-        rows = self._rows(step)
-        rng = np.random.default_rng([self._config.seed, 2, step])
-        starts = rng.integers(0, self._last_start + 1, rows.size)
-        f0_hz = _cut(self._clips.f0_hz, rows, starts, self._n_frames)
-        loudness_db = _cut(self._clips.loudness_db, rows, starts, self._n_frames)
-        return _Batch(
-            inputs=tf.constant(decoder_inputs(f0_hz, loudness_db)),
+    def of(self, batch: Batch) -> list[_Clip]:
+        return [
+            self._clip(row, *arrays)
+            for row, *arrays in zip(
+                batch.rows, batch.f0_hz[:, None], batch.audio[:, None], strict=True
+            )
+        ]
+
+    def _clip(self, row: int, f0_hz: Any, audio: Any) -> _Clip:
+        return _Clip(
             f0_hz=tf.constant(f0_hz),
-            target=self._target(rows, starts),
-            seed=tf.constant([self._config.seed, step], tf.int32),
+            sine_bank=self._banks.get(row, lambda: self._sine_bank(f0_hz)),
+            target=self._targets.get(row, lambda: self._magnitudes(audio)),
         )
 
-    def _target(self, rows: Any, starts: Any) -> list[Any]:
-        """Returns the magnitudes of a step's clips, from memory where they are kept."""
-        if self._known is not None:
-            return [tf.gather(known, rows) for known in self._known]
-        crops = _cut(self._clips.audio, rows, starts * self._hop_size, self.n_samples)
-        return list(magnitudes(tf.constant(crops)))
 
-    def _all_magnitudes(self) -> list[Any]:
-        """Returns the magnitudes of every clip. They never change, and a step needs many."""
-        each = [magnitudes(tf.constant(clip[None])) for clip in self._clips.audio]
-        return [tf.concat(of_size, axis=0) for of_size in zip(*each, strict=True)]
+class _Kept:
+    """Values by key, computed when first asked for and kept while there is room for so many."""
 
-    def _rows(self, step: int) -> npt.NDArray[np.int64]:
-        """Returns the clips of a step: every clip once an epoch, in an order of its own."""
-        n_clips, size = len(self._clips), self._config.batch_size
-        positions = range(step * size, (step + 1) * size)
-        rows = [self._order(p // n_clips)[p % n_clips] for p in positions]
-        return np.array(rows)
+    def __init__(self, room: int):
+        self._room = room
+        self._values: dict[int, Any] = {}
 
-    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
-        return np.random.default_rng([self._config.seed, 1, epoch]).permutation(len(self._clips))
+    def get(self, key: int, compute: Callable[[], Any]) -> Any:
+        if key in self._values:
+            return self._values[key]
+        value = compute()
+        if len(self._values) < self._room:
+            self._values[key] = value
+        return value
 
 
-def _cut(
-    values: npt.NDArray[np.float32], rows: Any, starts: Any, size: int
-) -> npt.NDArray[np.float32]:
-    """Returns `size` values of each of these rows, from where each starts, [rows, size]."""
-    return np.stack([values[row, at : at + size] for row, at in zip(rows, starts, strict=True)])
+@functools.lru_cache(maxsize=8)
+def _compiled(synthesizer: Synthesizer) -> tuple[Any, Any]:
+    """Returns `sine_bank` and `magnitudes`, compiled."""
+    bank = tf.function(synthesizer.sine_bank, jit_compile=True)
+    return bank, tf.function(magnitudes, jit_compile=True)

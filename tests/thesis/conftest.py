@@ -43,6 +43,20 @@ def make_model(small, rates):
 
 
 @pytest.fixture(scope="session")
+def ramps():
+    """A function: clips whose frames and samples tell where they are from, clip * 1000 + frame."""
+    from thesis.data import Clips
+
+    def ramps(n_clips, n_frames=40, hop_size=4):
+        f0_hz = (1000 * np.arange(n_clips)[:, None] + np.arange(n_frames)).astype(np.float32)
+        audio = np.repeat(f0_hz, hop_size, axis=1)
+        ids = tuple(map(str, range(n_clips)))
+        return Clips(audio, f0_hz, f0_hz, f0_hz, ids, ids)
+
+    return ramps
+
+
+@pytest.fixture(scope="session")
 def export(weights_of, rates):
     """A function: an exported decoder with weights as after training, and those weights."""
     from thesis.export import decoder_onnx

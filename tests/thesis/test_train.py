@@ -1,8 +1,6 @@
 """Training: resumable without a trace, repeatable, and each clip in its turn."""
 
-from collections import Counter
 from dataclasses import replace
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,9 +9,10 @@ from hypothesis import strategies as st
 
 from thesis import reference
 from thesis import train as stage
+from thesis.batches import Batches
 from thesis.config import TrainConfig
 from thesis.controls import decoder_inputs, white_noise
-from thesis.data import Clips
+from thesis.losses import magnitude_bytes
 from thesis.train import DivergedError, train, validate
 
 
@@ -30,20 +29,6 @@ def every_step(monkeypatch):
 
 def losses(running):
     return [report.loss for report in running]
-
-
-def ramps(n_clips, n_frames=40, hop_size=4):
-    """Clips whose frames and samples say where they come from: clip * 1000 + frame."""
-    f0_hz = (1000 * np.arange(n_clips)[:, None] + np.arange(n_frames)).astype(np.float32)
-    audio = np.repeat(f0_hz, hop_size, axis=1)
-    ids = tuple(map(str, range(n_clips)))
-    return Clips(audio, f0_hz, f0_hz, f0_hz, ids, ids)
-
-
-def batches(clips, config, small, *, hop_size=4, sample_rate=400):
-    from thesis.synthesis import Synthesizer
-
-    return stage._Batches(clips, config, Synthesizer(small.synth, sample_rate, hop_size))
 
 
 # --- The run ---
@@ -100,6 +85,7 @@ def test_a_resumed_run_keeps_the_running_moments_and_how_many_batches_they_hold(
     list(train(resumed, clips, small.train, checkpoints=tmp_path))
     expected = whole.decoder.named_weights()
     assert expected["input/mean"].any()
+    assert whole.decoder._updates == small.train.steps  # each batch once
     for name, weight in resumed.decoder.named_weights().items():
         np.testing.assert_allclose(weight, expected[name], rtol=1e-5, atol=1e-7)
 
@@ -229,66 +215,71 @@ def test_a_gradient_that_is_not_finite_does_not_reach_the_weights(
     assert all(np.isfinite(weight).all() for weight in model.decoder.named_weights().values())
 
 
-# --- Batches ---
+def test_a_loss_that_explodes_ends_the_training(make_model, clips, small, every_step):
+    model = make_model()
+    running = train(model, clips, small.train)
+    first = next(running)
+    # A response this loud does what a learning rate far too high does in some steps.
+    model.reverb.assign(np.full(model.reverb.shape, 1e3, np.float32))
+    with pytest.raises(DivergedError, match=r"^step 2; loss .* over 10 times the first") as caught:
+        next(running)
+    assert caught.value.last_finite > 10 * first.loss
 
 
-@given(
-    n_clips=st.integers(1, 9),
-    batch_size=st.integers(1, 12),
-    seed=st.integers(0, 99),
-    epochs=st.integers(1, 4),
-)
-def test_an_epoch_sees_each_clip_once(small, n_clips, batch_size, seed, epochs):
-    config = TrainConfig(batch_size=batch_size, seed=seed)
-    steps = -(-n_clips * epochs // batch_size)
-    of = batches(ramps(n_clips), config, small)
-    seen = [int(f0 // 1000) for step in range(steps) for f0 in of[step].f0_hz.numpy()[:, 0]]
-    assert len(seen) == steps * batch_size
-    for start in range(0, n_clips * epochs, n_clips):
-        assert Counter(seen[start : start + n_clips]) == Counter(range(n_clips))
+# --- What is kept, what is written ---
 
 
-def test_epochs_are_ordered_differently(small):
-    of = batches(ramps(20), TrainConfig(batch_size=20), small)
-    first, second = of[0].f0_hz.numpy()[:, 0], of[1].f0_hz.numpy()[:, 0]
-    assert sorted(first) == sorted(second)
-    assert first.tolist() != second.tolist()
+@pytest.mark.parametrize("megabytes", [0, 1, 1024])
+def test_a_step_is_the_same_whatever_is_kept(make_model, clips, small, every_step, megabytes):
+    config = replace(small.train, crop_seconds=0.0)
+    expected = losses(train(make_model(), clips, config))
+    config = replace(config, cache_megabytes=megabytes)
+    assert losses(train(make_model(), clips, config)) == pytest.approx(expected, rel=1e-6)
 
 
-@given(step=st.integers(0, 1000), crop_frames=st.integers(1, 60))
-def test_a_crop_holds_the_same_moment_of_everything(small, step, crop_frames):
-    config = TrainConfig(batch_size=3, crop_seconds=crop_frames / 100)
-    with mock.patch.object(stage, "magnitudes", lambda audio: [audio]):
-        batch = batches(ramps(5), config, small)[step]
-    f0_hz, audio = batch.f0_hz.numpy(), batch.target[0].numpy()
-    n_frames = min(crop_frames, 40)
-    assert f0_hz.shape == (3, n_frames)
-    np.testing.assert_array_equal(np.diff(f0_hz, axis=1), 1)
-    np.testing.assert_array_equal(audio, np.repeat(f0_hz, 4, axis=1))
-    np.testing.assert_array_equal(batch.inputs, decoder_inputs(f0_hz, f0_hz))
+@given(n_clips=st.integers(1, 9), budget=st.integers(0, 10_000_000))
+def test_what_is_kept_fits_the_budget(ramps, small, n_clips, budget):
+    from thesis.synthesis import Synthesizer
+
+    clips = ramps(n_clips, n_frames=100)
+    synthesizer = Synthesizer(small.synth, 400, 4)
+    kept = stage._KeptClips(clips, synthesizer, budget=budget)
+    kept._sine_bank = lambda f0: np.zeros((1, 100, 4, small.synth.n_harmonics), np.float32)
+    kept._magnitudes = lambda audio: [np.zeros(magnitude_bytes(400) // 4, np.float32)]
+    batch = Batches(clips, TrainConfig(batch_size=2 * n_clips), sample_rate=400, hop_size=4)[0]
+    assert len(kept.of(batch)) == 2 * n_clips
+    banks, targets = kept._banks._values.values(), kept._targets._values.values()
+    size = sum(bank.nbytes for bank in banks) + sum(target[0].nbytes for target in targets)
+    one_more = magnitude_bytes(400) if len(targets) < n_clips else 1600 * small.synth.n_harmonics
+    assert size <= budget
+    assert size + one_more > budget or len(banks) == n_clips
 
 
-@given(
-    n_frames=st.integers(1, 40),
-    multiple=st.integers(1, 5),
-    crop_seconds=st.sampled_from([0.0, 0.001]) | st.floats(0.01, 0.5),
-    step=st.integers(0, 9),
-)
-def test_a_crop_of_clips_with_fewer_frames_starts_at_one_of_them(
-    small, n_frames, multiple, crop_seconds, step
-):
-    config, hop_size = TrainConfig(batch_size=3, crop_seconds=crop_seconds), 4 * multiple
-    with mock.patch.object(stage, "magnitudes", lambda audio: [audio]):
-        of = batches(ramps(2, n_frames).subsampled(multiple), config, small, hop_size=hop_size)
-        batch = of[step]
-        audio, f0_hz = batch.target[0].numpy(), batch.f0_hz.numpy()
-    assert audio.shape == (3, of.n_samples)
-    assert f0_hz.shape == (3, -(-of.n_samples // hop_size))
-    # Audio and pitch count the frames of the dataset, so each says where it is from.
-    np.testing.assert_array_equal(audio[:, ::hop_size], f0_hz)
-    assert (f0_hz % 1000 % multiple == 0).all()
-    if not crop_seconds:
-        assert of.n_samples == 4 * n_frames
+def test_summaries_hold_what_was_reported(make_model, clips, small, every_step, tmp_path):
+    from thesis._ddsp import tf
+
+    reports = list(train(make_model(), clips, small.train, summaries=tmp_path))
+    (file,) = tmp_path.iterdir()
+    written = {}
+    for event in tf.compat.v1.train.summary_iterator(str(file)):
+        for value in event.summary.value:
+            written[value.tag, event.step] = value.simple_value
+    for report in reports:
+        assert written["train/loss", report.step] == pytest.approx(report.loss)
+        assert written["train/gradient_norm", report.step] > 0
+        assert written["train/learning_rate", report.step] == pytest.approx(3e-3, rel=1e-3)
+
+
+def test_steps_have_noise_of_their_own(make_model, clips, small, monkeypatch):
+    seeds = []
+
+    def seen(outputs, response, clips, seed, n_samples):
+        seeds.append(seed.numpy().tolist())
+        return 1.0, outputs, response
+
+    monkeypatch.setattr(stage, "_loss_and_slopes", lambda _: seen)
+    list(train(make_model(), clips, replace(small.train, seed=5)))
+    assert seeds == [[5, step] for step in range(small.train.steps)]
 
 
 def test_frames_of_another_hop_than_the_models_are_refused(make_model, clips, small):
@@ -298,32 +289,6 @@ def test_frames_of_another_hop_than_the_models_are_refused(make_model, clips, sm
             next(train(model, other, small.train))
         with pytest.raises(ValueError, match=r"Clips\.subsampled"):
             validate(model, other, model.decoder)
-
-
-def test_crops_begin_anywhere_from_the_first_frame_to_the_last_possible(small):
-    of = batches(ramps(1), TrainConfig(batch_size=50, crop_seconds=0.35), small)
-    starts = np.concatenate([of[step].f0_hz.numpy()[:, 0] for step in range(4)])
-    assert set(starts) == set(range(6))
-
-
-@pytest.mark.parametrize("cache_bytes", [0, 2**30])
-def test_targets_are_the_same_whether_they_are_kept_or_computed(
-    make_model, clips, small, monkeypatch, cache_bytes
-):
-    from thesis.losses import magnitudes
-
-    monkeypatch.setattr(stage, "CACHE_BYTES", cache_bytes)
-    config = replace(small.train, crop_seconds=0.0)
-    batch = stage._Batches(clips, config, make_model().synthesizer)
-    rows = batch._rows(3)
-    for of_size, expected in zip(batch[3].target, magnitudes(clips.audio[rows]), strict=True):
-        np.testing.assert_allclose(of_size, expected, rtol=1e-5, atol=1e-5)
-    assert (batch._known is None) == (cache_bytes == 0)
-
-
-def test_steps_have_noise_of_their_own(small):
-    of = batches(ramps(2), TrainConfig(seed=5), small)
-    assert of[3].seed.numpy().tolist() == [5, 3]
 
 
 # --- Validation ---
@@ -340,11 +305,7 @@ def rendered_by_reference(model, clips, outputs_of, rates, seed):
         )
 
 
-@pytest.mark.parametrize("batch", [1, 2, 8])
-def test_validation_renders_whole_clips_with_the_decoder_that_is_judged(
-    make_model, dataset, rates, batch, monkeypatch
-):
-    monkeypatch.setattr(stage, "VALIDATION_BATCH", batch)
+def test_validation_renders_whole_clips_with_the_decoder_that_is_judged(make_model, dataset, rates):
     model, clips = make_model(), dataset.clips("train")
     assert len(clips) == 3
 
