@@ -172,8 +172,12 @@ def load_run(run_file: Path, overrides: Sequence[str] = ()) -> RunConfig:
       MetricError: An objective that no record has.
     """
     _parse_file(run_file, overrides)
+    text = gin.config_str(max_line_length=100)
+    if re.search(r"^(import|from) ddsp\b", text, flags=re.MULTILINE):
+        # Here ddsp may have been imported already; in a worker it would be imported by this line.
+        raise ConfigError("gin imports ddsp without what it needs", hint=_FROM_DDSP)
     # What gin prints may be in another order than what it has read.
-    return parse_run(gin.config_str(max_line_length=100))
+    return parse_run(text)
 
 
 def load_model(model_file: Path) -> ModelConfig:
@@ -252,6 +256,9 @@ def _binding(override: str) -> str:
     return f"{key} = {value!r}" if word else f"{key} = {value}"
 
 
+_FROM_DDSP = "ddsp's names come with 'import thesis.from_ddsp', in place of other imports"
+
+
 @contextmanager
 def _strictly() -> Iterator[None]:
     """Turns what gin's parser raises into one line, and keeps its search for files quiet."""
@@ -261,8 +268,8 @@ def _strictly() -> Iterator[None]:
     except (ValueError, SyntaxError, TokenError, OSError, ImportError) as error:
         message = " ".join(str(error).split("\n")[0].split())
         known = ", ".join([*CONFIGS, *_SWEEP_STAGES])
-        raise ConfigError(
-            f"gin: {message}", hint=f"parameters belong to {known}; see gin/ for their names"
-        ) from error
+        hint = f"parameters belong to {known}; see gin/ for their names"
+        hint = _FROM_DDSP if isinstance(error, ImportError) else hint
+        raise ConfigError(f"gin: {message}", hint=hint) from error
     finally:
         logging.disable(logging.NOTSET)

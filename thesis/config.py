@@ -6,8 +6,8 @@ The rest of the library is gin-free and takes these dataclasses.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from dataclasses import InitVar, dataclass, fields
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import gin
 
@@ -58,7 +58,7 @@ def _check_types(owner: object) -> None:
                     hint=f"{f.name} must be one of {', '.join(map(repr, choices))}",
                 )
             continue
-        allowed = (int, float) if hint is float else hint
+        allowed = (int, float) if hint is float else get_origin(hint) or hint
         # bool is an int to Python; `channels = True` is a mistake all the same.
         if not isinstance(value, allowed) or (isinstance(value, bool) and hint is not bool):
             raise ConfigError(
@@ -291,6 +291,8 @@ class SynthConfig:
         60 s; 0 for no envelope. See `thesis.reference.reverb_envelope`.
       hop_multiple: The decoder runs on every so manieth frame of the dataset, 1 to 16, and one of
         its frames lasts as many hops. At 2 it does half of the arithmetic.
+      processor_group: A chain of ddsp's processors, which this one is to render alike; then
+        `reverb_seconds` is that of the chain. Not kept. See `thesis.from_ddsp`.
     """
 
     n_harmonics: int = 60
@@ -298,9 +300,16 @@ class SynthConfig:
     reverb_seconds: float = 1.0
     reverb_decay_seconds: float = 0.0
     hop_multiple: int = 1
+    processor_group: InitVar[Any] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, processor_group: Any) -> None:
         _check_types(self)
+        if processor_group is not None:
+            # TensorFlow, which is here already if there is a ProcessorGroup.
+            from thesis.from_ddsp import reverb_seconds
+
+            seconds = reverb_seconds(processor_group, self.n_noise_bands)
+            object.__setattr__(self, "reverb_seconds", seconds)
         _check_range(self, "n_harmonics", 1, 200)
         _check_range(self, "n_noise_bands", 3, 257)
         _check_range(self, "reverb_seconds", 0, 4)
@@ -326,6 +335,40 @@ class SynthConfig:
 
 
 @dataclass(frozen=True)
+class SpectralLoss:
+    """Settings of a `ddsp.losses.SpectralLoss`; see there.
+
+    Attributes:
+      fft_sizes: Frames of the spectrograms that are compared, in samples.
+      loss_type: Mean of absolute ('L1') or squared ('L2') differences.
+      mag_weight: Of magnitudes.
+      delta_time_weight: Of their differences from frame to frame.
+      delta_freq_weight: Of their differences from bin to bin.
+      cumsum_freq_weight: Of their sums over the bins below.
+      logmag_weight: Of log magnitudes.
+      loudness_weight: Of A-weighted loudness.
+    """
+
+    fft_sizes: tuple[int, ...] = (2048, 1024, 512, 256, 128, 64)
+    loss_type: str = "L1"
+    mag_weight: float = 1.0
+    delta_time_weight: float = 0.0
+    delta_freq_weight: float = 0.0
+    cumsum_freq_weight: float = 0.0
+    logmag_weight: float = 0.0
+    loudness_weight: float = 0.0
+
+    WEIGHTS: ClassVar[tuple[str, ...]] = (
+        "mag_weight",
+        "delta_time_weight",
+        "delta_freq_weight",
+        "cumsum_freq_weight",
+        "logmag_weight",
+        "loudness_weight",
+    )
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """How a model is trained.
 
@@ -342,6 +385,9 @@ class TrainConfig:
         room, and random crops, are computed anew in every step.
       checkpoint_every: Steps between two checkpoints.
       seed: Seeds the weights, the order of the clips and the noise.
+      losses: What is minimised, the sum of them; by default the project's spectral loss, which is
+        also what a model is judged by, whatever it was trained with. May be given as objects of
+        `ddsp.losses.SpectralLoss`, and holds their settings. See `thesis.from_ddsp`.
     """
 
     steps: int = 300
@@ -354,8 +400,11 @@ class TrainConfig:
     cache_megabytes: int = 1024
     checkpoint_every: int = 50
     seed: int = 0
+    losses: tuple[SpectralLoss, ...] = ()
 
     def __post_init__(self) -> None:
+        if isinstance(self.losses, list | tuple):
+            object.__setattr__(self, "losses", tuple(map(_plain_loss, self.losses)))
         _check_types(self)
         _check_range(self, "steps", 0, 10_000_000)
         _check_range(self, "batch_size", 1, 512)
@@ -367,6 +416,14 @@ class TrainConfig:
         _check_range(self, "cache_megabytes", 0, 1_000_000)
         _check_range(self, "checkpoint_every", 1, 10_000_000)
         _check_range(self, "seed", 0, 2**31 - 1)
+
+
+def _plain_loss(loss: Any) -> SpectralLoss:
+    if isinstance(loss, SpectralLoss):
+        return loss
+    from thesis.from_ddsp import spectral_loss
+
+    return spectral_loss(loss)
 
 
 @dataclass(frozen=True)

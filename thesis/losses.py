@@ -1,14 +1,50 @@
 """ddsp's multi-scale spectral loss, with its gradient in closed form. Needs TensorFlow."""
 
+import functools
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from thesis._ddsp import tf
+from thesis._ddsp import ddsp, tf
+from thesis.config import SpectralLoss
 from thesis.reference import FFT_SIZES
 
 _OVERLAP = 4
 """Frames that a sample is in: the hop is a quarter of the frame."""
+
+
+@dataclass(frozen=True)
+class TrainingLoss:
+    """What is minimised, in two parts, so that what is known of a target need not be found twice.
+
+    Attributes:
+      of_target: What is compared of the target's audio, [batch, samples] -> a tensor or a list.
+      distance: That, and audio [batch, samples] -> loss of each clip, [batch].
+      target_bytes: Samples of a clip -> memory that `of_target` takes.
+    """
+
+    of_target: Callable[[Any], Any]
+    distance: Callable[[Any, Any], Any]
+    target_bytes: Callable[[int], int]
+
+
+@functools.lru_cache(maxsize=8)
+def training_loss(losses: tuple[SpectralLoss, ...]) -> TrainingLoss:
+    """Returns the sum of ddsp's losses with these settings, or, of none, the project's own.
+
+    ddsp's, where its settings are those of the project's, is computed as that: equal, faster.
+    """
+    if losses in ((), (SpectralLoss(logmag_weight=1.0),)):
+        return TrainingLoss(magnitudes, spectral_distance, magnitude_bytes)
+    parts = [ddsp.losses.SpectralLoss(**asdict(loss)) for loss in losses]
+
+    def distance(target: Any, audio: Any) -> Any:
+        clips = [(target[i : i + 1], audio[i : i + 1]) for i in range(audio.shape[0])]
+        return tf.stack([tf.add_n([part(*clip) for part in parts]) for clip in clips])
+
+    return TrainingLoss(tf.identity, distance, lambda n_samples: 4 * n_samples)
 
 
 def spectral_loss(target_audio: Any, audio: Any) -> Any:

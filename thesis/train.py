@@ -17,7 +17,7 @@ from thesis.build import Model
 from thesis.config import TrainConfig
 from thesis.controls import decoder_inputs, white_noise
 from thesis.data import Clips
-from thesis.losses import magnitude_bytes, magnitudes, spectral_distance, spectral_loss
+from thesis.losses import TrainingLoss, spectral_loss, training_loss
 from thesis.synthesis import Synthesizer
 
 REPORT_EVERY = 10
@@ -105,8 +105,9 @@ def train(
     )
     # What is cropped is seen once.
     budget = 0 if batches.cropped else config.cache_megabytes * 2**20
-    loss_and_slopes = _loss_and_slopes(synthesizer)
-    kept = _KeptClips(clips, synthesizer, budget=budget)
+    minimised = training_loss(config.losses)
+    loss_and_slopes = _loss_and_slopes(synthesizer, minimised)
+    kept = _KeptClips(clips, synthesizer, minimised, budget=budget)
     with _summary_log(summaries) as log:
         for step in range(int(done), config.steps):
             batch = batches[step]
@@ -249,7 +250,7 @@ def _optimization(model: Model, optimizer: Any, clip_norm: float) -> tuple[Any, 
 
 
 @functools.lru_cache(maxsize=8)
-def _loss_and_slopes(synthesizer: Synthesizer) -> Any:
+def _loss_and_slopes(synthesizer: Synthesizer, minimised: TrainingLoss) -> Any:
     """Returns synthesis, loss and their gradients as one graph.
 
     Its shapes do not depend on the decoder, so a worker traces and compiles it once, which takes
@@ -266,7 +267,7 @@ def _loss_and_slopes(synthesizer: Synthesizer) -> Any:
             rendered = synthesizer.render(
                 outputs, clip.f0_hz, clip.sine_bank, noise, response_spectrum
             )
-            loss = weight * tf.reduce_sum(spectral_distance(clip.target, rendered[:, :n_samples]))
+            loss = weight * tf.reduce_sum(minimised.distance(clip.target, rendered[:, :n_samples]))
         # Without a reverb the loss does not depend on its (empty) spectrum.
         none = tf.UnconnectedGradients.ZERO
         return loss, *tape.gradient(loss, [outputs, response_spectrum], unconnected_gradients=none)
@@ -317,19 +318,22 @@ class _Clip(NamedTuple):
 
     f0_hz: Any
     sine_bank: Any
-    target: list[Any]
+    target: Any
 
 
 class _KeptClips:
     """What a step needs of each of its clips.
 
-    The spectrograms and sinusoids of a whole clip never change. They are kept once computed, as
-    far as the budget goes; spectrograms first, they save more time for a byte.
+    What the loss compares of a whole clip, spectrograms, and its sinusoids never change. They are
+    kept once computed, as far as the budget goes; spectrograms first, they save more time for a
+    byte.
     """
 
-    def __init__(self, clips: Clips, synthesizer: Synthesizer, *, budget: int):
-        self._sine_bank, self._magnitudes = _compiled(synthesizer)
-        target_bytes = magnitude_bytes(clips.audio.shape[1])
+    def __init__(
+        self, clips: Clips, synthesizer: Synthesizer, minimised: TrainingLoss, *, budget: int
+    ):
+        self._sine_bank, self._of_target = _compiled(synthesizer, minimised)
+        target_bytes = minimised.target_bytes(clips.audio.shape[1])
         n_rendered = clips.f0_hz.shape[1] * synthesizer.hop_size
         self._targets = _Kept(budget // target_bytes)
         left = max(budget - len(clips) * target_bytes, 0)
@@ -347,7 +351,7 @@ class _KeptClips:
         return _Clip(
             f0_hz=tf.constant(f0_hz),
             sine_bank=self._banks.get(row, lambda: self._sine_bank(f0_hz)),
-            target=self._targets.get(row, lambda: self._magnitudes(audio)),
+            target=self._targets.get(row, lambda: self._of_target(audio)),
         )
 
 
@@ -368,7 +372,7 @@ class _Kept:
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(synthesizer: Synthesizer) -> tuple[Any, Any]:
-    """Returns `sine_bank` and `magnitudes`, compiled."""
+def _compiled(synthesizer: Synthesizer, minimised: TrainingLoss) -> tuple[Any, Any]:
+    """Returns `sine_bank` and `of_target`, compiled."""
     bank = tf.function(synthesizer.sine_bank, jit_compile=True)
-    return bank, tf.function(magnitudes, jit_compile=True)
+    return bank, tf.function(minimised.of_target, jit_compile=True)

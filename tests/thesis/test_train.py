@@ -12,7 +12,7 @@ from thesis import train as stage
 from thesis.batches import Batches
 from thesis.config import TrainConfig
 from thesis.controls import decoder_inputs, white_noise
-from thesis.losses import magnitude_bytes
+from thesis.losses import magnitude_bytes, training_loss
 from thesis.train import DivergedError, train, validate
 
 
@@ -138,7 +138,7 @@ def test_the_second_model_does_not_trace_the_loss_again(make_model, clips, small
     config = replace(small.train, steps=1)
     model = make_model()
     list(train(model, clips, config))
-    loss = stage._loss_and_slopes(model.synthesizer)
+    loss = stage._loss_and_slopes(model.synthesizer, training_loss(()))
     traced = loss.experimental_get_tracing_count()
     other = make_model(channels=7, layers_per_stack=1, block="inverted_bottleneck", norm="none")
     list(train(other, clips, config))
@@ -208,7 +208,7 @@ def test_a_gradient_that_is_not_finite_does_not_reach_the_weights(
     def broken(outputs, response, *_):
         return 1.0, outputs * np.nan, response
 
-    monkeypatch.setattr(stage, "_loss_and_slopes", lambda _: broken)
+    monkeypatch.setattr(stage, "_loss_and_slopes", lambda *_: broken)
     model = make_model()
     with pytest.raises(DivergedError, match="step 1"):
         next(train(model, clips, replace(small.train, steps=1)))
@@ -243,9 +243,9 @@ def test_what_is_kept_fits_the_budget(ramps, small, n_clips, budget):
 
     clips = ramps(n_clips, n_frames=100)
     synthesizer = Synthesizer(small.synth, 400, 4)
-    kept = stage._KeptClips(clips, synthesizer, budget=budget)
+    kept = stage._KeptClips(clips, synthesizer, training_loss(()), budget=budget)
     kept._sine_bank = lambda f0: np.zeros((1, 100, 4, small.synth.n_harmonics), np.float32)
-    kept._magnitudes = lambda audio: [np.zeros(magnitude_bytes(400) // 4, np.float32)]
+    kept._of_target = lambda audio: [np.zeros(magnitude_bytes(400) // 4, np.float32)]
     batch = Batches(clips, TrainConfig(batch_size=2 * n_clips), sample_rate=400, hop_size=4)[0]
     assert len(kept.of(batch)) == 2 * n_clips
     banks, targets = kept._banks._values.values(), kept._targets._values.values()
@@ -277,7 +277,7 @@ def test_steps_have_noise_of_their_own(make_model, clips, small, monkeypatch):
         seeds.append(seed.numpy().tolist())
         return 1.0, outputs, response
 
-    monkeypatch.setattr(stage, "_loss_and_slopes", lambda _: seen)
+    monkeypatch.setattr(stage, "_loss_and_slopes", lambda *_: seen)
     list(train(make_model(), clips, replace(small.train, seed=5)))
     assert seeds == [[5, step] for step in range(small.train.steps)]
 
