@@ -201,13 +201,13 @@ class _Graph:
     def _frame_norm(self, layer: Layer, y: str) -> str:
         """Layer norm over channels. The moments are 1x1 convolutions, the fastest way there is."""
         name, ch = layer.name, layer.ch_out
+        average = self.constant(f"{name}/M", np.full((1, ch, 1), 1.0 / ch))
         if not _mixes_channels(layer):
-            centring = (np.eye(ch) - 1.0 / ch)[:, :, None]
-            y = self.node("Conv", [y, self.constant(f"{name}/C", centring)], f"{name}/centred")
+            mean = self.node("Conv", [y, average], f"{name}/mean")
+            y = self.node("Sub", [y, mean], f"{name}/centred")
         squared = self.node("Mul", [y, y], f"{name}/squared")
-        mean = self.constant(f"{name}/M", np.full((1, ch, 1), 1.0 / ch))
         epsilon = self.constant("epsilon", [NORM_EPSILON["frame"]])
-        variance = self.node("Conv", [squared, mean, epsilon], f"{name}/variance")
+        variance = self.node("Conv", [squared, average, epsilon], f"{name}/variance")
         deviation = self.node("Sqrt", [variance], f"{name}/deviation")
         return self.node("Div", [y, deviation], f"{name}/normalized")
 

@@ -80,10 +80,13 @@ def assert_equals_twin():
     def assert_equals_twin(outputs, inputs, weights, config):
         expected = reference.decode(inputs, weights, config)
         rng = np.random.default_rng(0)
-        nudged = {k: w * (1 + rng.choice([-1e-6, 1e-6], w.shape)) for k, w in weights.items()}
-        rounding = abs(reference.decode(inputs, nudged, config) - expected).max(-1, keepdims=True)
+        rounding = np.zeros((len(inputs), 1))
+        for _ in range(3):
+            nudged = {k: w * (1 + rng.choice([-1e-6, 1e-6], w.shape)) for k, w in weights.items()}
+            moved = abs(reference.decode(inputs, nudged, config) - expected)
+            rounding = np.maximum(rounding, moved.max(-1, keepdims=True))
         assert outputs.shape == expected.shape
-        allowed = 1e-5 * max(1, abs(expected).max()) + 2 * rounding
+        allowed = 1e-5 * max(1, abs(expected).max()) + 10 * np.maximum(rounding - 1e-5, 0)
         assert (abs(outputs - expected) <= allowed).all(), abs(outputs - expected).max()
 
     return assert_equals_twin
