@@ -11,17 +11,19 @@ from thesis.config import SynthConfig
 
 FILES = sorted(p.relative_to(gin_root()).as_posix() for p in gin_root().rglob("*.gin"))
 SYNTH = SynthConfig(n_harmonics=8, n_noise_bands=9, reverb_seconds=0.05)
-"""That of other tests, so that its graph is traced once."""
 
 
 @pytest.fixture(scope="module")
 def trained(dataset):
     """A function: the model of a configuration after a step, and what it shipped as."""
+    from thesis._ddsp import tf
     from thesis.build import build
     from thesis.export import decoder_onnx
     from thesis.runtimes.onnx_runtime import Session
     from thesis.train import train
 
+    # For one step of many models, compiling each costs more than it saves.
+    tf.config.run_functions_eagerly(True)
     made = {}
     rates = {"sample_rate": dataset.facts.sample_rate, "hop_size": dataset.facts.hop_size}
 
@@ -37,7 +39,8 @@ def trained(dataset):
             made[key] = before, model.decoder, Session(exported)
         return made[key]
 
-    return trained
+    yield trained
+    tf.config.run_functions_eagerly(False)
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -273,6 +273,17 @@ def test_the_decoder_runs_in_a_graph_with_frames_left_open(config, weights_of):
     np.testing.assert_allclose(graph(inputs), decoder(inputs), atol=1e-5)
 
 
+@pytest.mark.parametrize("resample", ["downsample", "upsample"])
+def test_a_resampled_decoder_compiles_as_training_has_it(resample, weights_of):
+    from thesis._ddsp import tf
+
+    config = dataclasses.replace(RESAMPLED, resample=resample)
+    decoder = decoder_with(config, weights_of(config.plan(5)))
+    compiled = tf.function(decoder, jit_compile=True)
+    inputs = np.random.default_rng(0).normal(size=(2, 33, 2)).astype(np.float32)
+    np.testing.assert_allclose(compiled(inputs), decoder(inputs), atol=1e-4)
+
+
 def test_named_weights_are_copies():
     decoder = DilatedConvStack(REFERENCE_DECODER, 5)
     before = decoder.named_weights()
