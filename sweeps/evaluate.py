@@ -30,6 +30,8 @@ Measure = Callable[[bytes, float, MeasureConfig], "RtfMeasurement"]
 
 ARTIFACTS = "artifacts"
 """Folder in a trial's working folder: what is kept of it."""
+SUMMARIES = "summaries"
+"""Folder in `ARTIFACTS` for TensorBoard, where `train.summaries` asks for it."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,11 @@ def _stages(
 
     started = time.monotonic()
     clips = record.clips("train")
-    for report in train(model, clips, config.train, checkpoints=workdir / "checkpoints"):
+    files = workdir / ARTIFACTS / SUMMARIES if config.train.summaries else None
+    running = train(
+        model, clips, config.train, checkpoints=workdir / "checkpoints", summaries=files
+    )
+    for report in running:
         record.metrics["train_loss"] = report.loss
         record.train_steps = report.step
         record.train_seconds = time.monotonic() - started

@@ -384,6 +384,7 @@ class TrainConfig:
         16 kHz has 3 MB of spectrograms and, with 60 harmonics, 15 MB of sinusoids. What has no
         room, and random crops, are computed anew in every step.
       checkpoint_every: Steps between two checkpoints.
+      summaries: Whether the trial's files hold a folder for TensorBoard.
       seed: Seeds the weights, the order of the clips and the noise.
       losses: What is minimised, the sum of them; by default the project's spectral loss, which is
         also what a model is judged by, whatever it was trained with. May be given as objects of
@@ -399,6 +400,7 @@ class TrainConfig:
     crop_seconds: float = 0.0
     cache_megabytes: int = 1024
     checkpoint_every: int = 50
+    summaries: bool = False
     seed: int = 0
     losses: tuple[SpectralLoss, ...] = ()
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sweeps.config import find_run, load_run, parse_candidate
-from sweeps.evaluate import ARTIFACTS, evaluate, stages
+from sweeps.config import find_run, load_run, parse_candidate, parse_run
+from sweeps.evaluate import ARTIFACTS, SUMMARIES, evaluate, stages
 from sweeps.trial import Measurement, Reason, Status
 from thesis import reference
 from thesis.bundle import ARTIFACT_FILES, read_audio
@@ -140,6 +140,16 @@ def test_the_artifacts_are_those_that_a_bundle_needs(completed):
     assert sorted(path.name for path in folder.iterdir()) == sorted(ARTIFACT_FILES)
     assert (folder / "model.gin").read_text() == trial.provenance.gin_config
     assert (folder / "decoder.onnx").stat().st_size == trial.measurement.model_bytes
+
+
+def test_summaries_are_among_the_artifacts_of_a_trial_that_asks_for_them(
+    small_run, task_of, measure, tmp_path
+):
+    run = parse_run(small_run.text + "\ntrain.summaries = True\ntrain.steps = 1\n")
+    trial = evaluate(task_of(run=run, channels=3), workdir=tmp_path, measure=measure)
+    assert trial.status is Status.COMPLETED
+    (events,) = (tmp_path / ARTIFACTS / SUMMARIES).iterdir()
+    assert b"train/loss" in events.read_bytes()
 
 
 def test_the_stored_decoder_is_the_one_of_the_stored_weights(completed):
