@@ -2,8 +2,8 @@
 
 DDSP-CNN-Tiny, batch 8, 4 s at 16 kHz, 60 harmonics, 65 noise bands, 1 s reverb. Stages are the
 functions that `thesis.train.train` calls, timed one by one in turn with whole steps; what no stage
-accounts for, as a share of its CPU time, is the step's own overhead: batches, calls, reports. Parts are compiled each by itself, forward and gradient, so
-their sum is more than they take together.
+accounts for, as a share of its CPU time, is the step's own overhead: batches, calls, reports. Parts
+are compiled each by itself, forward and gradient, so their sum is more than they take together.
 """
 
 from collections.abc import Callable, Sequence
@@ -65,7 +65,7 @@ def _calls(dataset: Dataset, *, steps: int) -> tuple[dict[str, Callable[[], obje
     from thesis._ddsp import tf, tf_keras
     from thesis.batches import Batches
     from thesis.build import build
-    from thesis.losses import magnitudes, spectral_distance
+    from thesis.losses import training_loss
     from thesis.synthesis import _reverberated
 
     config = ModelConfig(
@@ -75,12 +75,12 @@ def _calls(dataset: Dataset, *, steps: int) -> tuple[dict[str, Callable[[], obje
     rates = {"sample_rate": facts.sample_rate, "hop_size": facts.hop_size}
     model = build(config, **rates)
     reports = stage.train(build(config, **rates), clips, config.train)
-    synth = model.synthesizer
+    synth, minimised = model.synthesizer, training_loss(())
     batches = Batches(clips, config.train, **rates)
-    kept = stage._KeptClips(clips, synth, budget=2**30)
+    kept = stage._KeptClips(clips, synth, minimised, budget=2**30)
     inputs = tf.constant(decoder_inputs(clips.f0_hz, clips.loudness_db))
     decode = tf.function(model.decoder, jit_compile=True)
-    loss_and_slopes = stage._loss_and_slopes(synth)
+    loss_and_slopes = stage._loss_and_slopes(synth, minimised)
     optimizer = tf_keras.optimizers.legacy.Adam()
     gradients_of, apply = stage._optimization(model, optimizer, config.train.clip_norm)
     outputs, batch, seed = decode(inputs), kept.of(batches[0]), tf.constant([0, 0])
@@ -129,10 +129,10 @@ def _calls(dataset: Dataset, *, steps: int) -> tuple[dict[str, Callable[[], obje
             lambda raw: synth.filtered_noise(raw, noise), split.noise_magnitudes
         ),
         "reverb": part(_reverberated, audio, spectrum),
-        "spectral loss": part(lambda audio: spectral_distance(clip.target, audio), audio),
+        "spectral loss": part(lambda audio: minimised.distance(clip.target, audio), audio),
     }
     bank = tf.function(synth.sine_bank, jit_compile=True)
-    spectrogram = tf.function(magnitudes, jit_compile=True)
+    spectrogram = tf.function(minimised.of_target, jit_compile=True)
     unless_kept = {
         "sinusoids, unless kept": lambda: [bank(c.f0_hz) for c in batch][-1].numpy(),
         "spectrograms, unless kept": lambda: [spectrogram(audio) for _ in batch][-1][0].numpy(),
