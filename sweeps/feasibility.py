@@ -15,11 +15,13 @@ def closed_form_metrics(
     """
     n_outputs, frames = config.synth.n_outputs, config.decoder.receptive_field_frames
     parameters = config.decoder.parameter_count(n_outputs)
-    seconds = config.synth.hop_size(hop_size) / sample_rate
+    macs = config.decoder.macs_per_frame(n_outputs)
+    seconds = config.synth.hop_size(hop_size) / sample_rate  # of a frame
     return {
         "parameters": parameters,
         "parameters_with_reverb": parameters + config.synth.reverb_length(sample_rate),
-        "macs_per_frame": config.decoder.macs_per_frame(n_outputs),
+        "macs_per_frame": macs,
+        "macs_per_second": macs / seconds,
         "receptive_field_frames": frames,
         "receptive_field_seconds": None if frames is None else frames * seconds,
     }

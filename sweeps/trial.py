@@ -118,7 +118,8 @@ class Measurement:
     p99_seconds: float | None = _metric("s", "99th percentile of one call")
     parameters: int | None = _metric("", "decoder weights, with the output layer")
     parameters_with_reverb: int | None = _metric("", "decoder weights and reverb taps")
-    macs_per_frame: int | None = _metric("", "multiply-accumulates of one frame")
+    macs_per_frame: int | None = _metric("", "multiply-accumulates of one decoder frame")
+    macs_per_second: float | None = _metric("1/s", "the same of a second of audio")
     receptive_field_frames: int | None = _metric(
         "frames", "input frames that one output sees; none without a bound"
     )

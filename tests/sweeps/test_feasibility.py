@@ -26,6 +26,7 @@ def test_ddsp_cnn_tiny_costs_what_the_thesis_says():
         "parameters": 2_446,
         "parameters_with_reverb": 18_446,
         "macs_per_frame": 3 * 2 * 8 + 6 * 3 * 8 * 8 + 8 * 126,
+        "macs_per_second": 250 * (3 * 2 * 8 + 6 * 3 * 8 * 8 + 8 * 126),
         "receptive_field_frames": 55,
         "receptive_field_seconds": 0.22,
     }
@@ -36,6 +37,7 @@ def test_a_frame_of_several_hops_lasts_as_long():
     metrics = closed_form_metrics(config, sample_rate=16_000, hop_size=64)
     assert metrics["receptive_field_frames"] == 55
     assert metrics["receptive_field_seconds"] == 4 * 0.22
+    assert metrics["macs_per_second"] == metrics["macs_per_frame"] * 250 / 4
 
 
 @given(
