@@ -26,7 +26,7 @@ _SINE_TERMS = 7
 
 
 def exp_sigmoid(x: Any) -> Any:
-    """Returns `2 * sigmoid(x) ** ln(10) + 1e-7`, ddsp's scaling of amplitudes to (1e-7, 2)."""
+    """Returns `2 * sigmoid(x) ** ln(10) + 1e-7`, elementwise: 1e-7 to 2 (Engel et al. 2020)."""
     return 2.0 * tf.exp(math.log(10.0) * tf.math.log_sigmoid(x)) + 1e-7
 
 
@@ -34,10 +34,14 @@ def exp_sigmoid(x: Any) -> Any:
 class Synthesizer:
     """Turns a decoder's output into audio, for clips of one sample rate and hop size.
 
+    Tensors are float32 and of a known shape. Where f0, in Hz, is 0 or less there is no pitch and
+    no harmonic. NaN comes out where NaN goes in. Shapes that do not go together raise ValueError
+    or TensorFlow's InvalidArgumentError.
+
     Attributes:
       config: Harmonics and noise bands.
       sample_rate: In Hz.
-      hop_size: Samples a frame.
+      hop_size: Samples a frame of the decoder: `config.hop_multiple` times the dataset's.
     """
 
     config: SynthConfig
@@ -48,10 +52,10 @@ class Synthesizer:
         """Returns audio, [batch, frames * hop_size].
 
         Args:
-          outputs: The decoder's, [batch, frames, n_outputs].
+          outputs: The decoder's, raw, [batch, frames, n_outputs].
           f0_hz: [batch, frames].
-          noise: [batch, frames * hop_size], see `thesis.controls.white_noise`.
-          impulse_response: [taps]; empty for no reverb.
+          noise: [batch, frames * hop_size] in [-1, 1), see `thesis.controls.white_noise`.
+          impulse_response: The reverb as it is heard, [taps]; empty for none.
         """
         response = self.response_spectrum(impulse_response, noise.shape[1])
         return self.render(outputs, f0_hz, self.sine_bank(f0_hz), noise, response)
@@ -74,7 +78,14 @@ class Synthesizer:
         return _reverberated(dry, response_spectrum)
 
     def harmonic_amplitudes(self, outputs: Outputs, f0_hz: Any) -> Any:
-        """Returns the amplitude of each harmonic, [batch, frames, n_harmonics]."""
+        """Returns the linear amplitude of each harmonic, [batch, frames, n_harmonics].
+
+        The distribution is normalised over the audible harmonics (Engel et al. 2020, section 3.2).
+
+        Args:
+          outputs: Raw network outputs, [batch, frames, 1] and [batch, frames, n_harmonics].
+          f0_hz: [batch, frames].
+        """
         limit = self._first_inaudible(tf.cast(f0_hz, tf.float64))
         return _distribute(outputs.amplitude, outputs.harmonic_distribution, limit)
 
@@ -107,8 +118,9 @@ class Synthesizer:
         return _flatten(tf.reduce_sum(frames * crossfade, axis=-1))
 
     def sine_bank(self, f0_hz: Any) -> Any:
-        """Returns the sinusoids, [batch, frames, hop_size, n_harmonics]; silent above Nyquist.
+        """Returns the sinusoids, [batch, frames, hop_size, n_harmonics]; silent from Nyquist on.
 
+        f0 is interpolated linearly from frame to frame, and held after the last.
         Phase is accumulated in float64 and kept as a fraction of a cycle. ddsp's float32 running
         sum drifts: it is off by a full swing after four seconds of the higher harmonics.
         """
@@ -140,8 +152,12 @@ class Synthesizer:
         magnitudes: a matrix product takes the place of two FFTs of ddsp's `frequency_filter`.
 
         Args:
-          noise_magnitudes: Raw network outputs, [batch, frames, n_noise_bands].
+          noise_magnitudes: Raw network outputs, [batch, frames, n_noise_bands], evenly spaced from
+            0 Hz to Nyquist.
           noise: [batch, frames * hop_size].
+
+        Returns:
+          [batch, frames * hop_size]. As with ddsp, all but 2 samples of the delay are taken out.
         """
         taps = 2 * (self.config.n_noise_bands - 1)
         length = self.hop_size + taps - 1
@@ -156,9 +172,17 @@ class Synthesizer:
         return audio[:, group_delay : group_delay + noise.shape[1]]
 
     def reverb(self, audio: Any, impulse_response: Any) -> Any:
-        """Returns the dry signal and its convolution with a room's response, same length.
+        """Returns the dry signal plus its convolution with a room's response.
 
-        The response's first tap is the dry signal's place and is taken as zero.
+        A linear convolution (Engel et al. 2020, section 3.6); what rings on after the end is cut.
+
+        Args:
+          audio: [batch, samples].
+          impulse_response: As it is heard, [taps]. The first tap is the dry signal's place and is
+            taken as zero. Empty for no reverb.
+
+        Returns:
+          [batch, samples].
         """
         return _reverberated(audio, self.response_spectrum(impulse_response, audio.shape[1]))
 
@@ -239,7 +263,8 @@ def _distribute(amplitude: Any, distribution: Any, first_inaudible: Any) -> Any:
 def _audible(first_inaudible: Any, n_harmonics: int) -> Any:
     """Returns 1 for each harmonic below Nyquist and 0 for the others, [..., n_harmonics]."""
     number = tf.range(1, n_harmonics + 1, dtype=tf.float32)
-    return tf.cast(number < first_inaudible[..., None], tf.float32)
+    # NaN counts as audible and so is heard: compiled, a product with 0 is 0 whatever the factor.
+    return tf.where(number >= first_inaudible[..., None], 0.0, 1.0)
 
 
 @functools.lru_cache(maxsize=1)

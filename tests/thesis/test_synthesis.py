@@ -161,16 +161,25 @@ def test_extreme_pitches_equal_their_twin(f0_hz):
     assert_equals_twin(synth, outputs, f0_hz.astype(np.float32), random_response(30))
 
 
-def test_a_graph_renders_what_calls_outside_of_one_render():
-    synth = Synthesizer(SynthConfig(n_harmonics=7, n_noise_bands=5), RATE, HOP)
-    f0_hz = np.repeat([0, 440, -1, 9000], 5).astype(np.float32)[None]
-    arguments = (
-        random_outputs(synth.config, 20)[None],
-        f0_hz,
-        white_noise(0, 1, 20 * HOP),
-        random_response(30),
-    )
-    np.testing.assert_allclose(tf.function(synth)(*arguments), synth(*arguments), atol=1e-6)
+def compiled(synth):
+    """The synthesiser of one clip, compiled as in training."""
+    function = tf.function(synth, jit_compile=True)
+
+    def render(outputs, f0_hz, noise, response):
+        batch = (tf.constant(array[None]) for array in (outputs, f0_hz, noise))
+        return function(*batch, tf.constant(response))[0].numpy()
+
+    return render
+
+
+def test_compiled_synthesis_equals_its_twin_too():
+    synth = Synthesizer(SynthConfig(n_harmonics=200, n_noise_bands=257), 44_100, 63)
+    f0_hz = np.repeat([0, 440, -1, 9000, 30_000, 50], 5).astype(np.float32)
+    arguments = (random_outputs(synth.config, 30), f0_hz, white_noise(0, 1, 30 * 63)[0])
+    response = random_response(3000)
+    expected = twin(synth, *arguments, response)
+    audio = compiled(synth)(*arguments, response)
+    np.testing.assert_allclose(audio, expected, rtol=0, atol=AUDIO_TOLERANCE)
 
 
 @pytest.mark.parametrize("pitch", [0.0, -440.0, 8000.0, 12_000.0])
@@ -207,11 +216,12 @@ def test_nan_comes_out_where_nan_goes_in(spoilt):
         "noise": white_noise(0, 1, 9 * HOP)[0],
         "response": random_response(50),
     }
-    arrays[spoilt][5] = np.nan
+    arrays[spoilt][-1] = np.nan  # the last: there is no later one to be spoilt, too
     outputs, f0_hz, noise, response = arrays.values()
     for audio in (
         twin(synth, *arrays.values()),
         synth(outputs[None], f0_hz[None], noise[None], response)[0],
+        compiled(synth)(*arrays.values()),
     ):
         assert np.isnan(audio).any()
 
@@ -299,13 +309,17 @@ def test_reverb_is_that_of_stock_ddsp(taps):
 
 
 def gradients_of(function, *inputs):
-    """The gradients of a sum in TensorFlow, as float64."""
-    with tf.GradientTape() as tape:
-        inputs = [tf.constant(x, tf.float32) for x in inputs]
-        tape.watch(inputs)
-        total = function(*inputs)
-    none = tf.UnconnectedGradients.ZERO
-    found = tape.gradient(total, inputs, unconnected_gradients=none)
+    """The gradients of a sum in TensorFlow, compiled as in training, as float64."""
+
+    @tf.function(jit_compile=True)
+    def gradients(*inputs):
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            total = function(*inputs)
+        none = tf.UnconnectedGradients.ZERO
+        return tape.gradient(total, inputs, unconnected_gradients=none)
+
+    found = gradients(*(tf.constant(x, tf.float32) for x in inputs))
     return [gradient.numpy().astype(np.float64) for gradient in found]
 
 
@@ -332,8 +346,8 @@ def assert_slopes(gradients, total, *inputs, step=1e-5, tolerance=1e-4, tries=5)
 
 GRADIENT_SETTINGS = pytest.mark.parametrize(
     ("sample_rate", "hop_size", "n_harmonics", "bands", "taps"),
-    [(8000, 64, 1, 3, 0), (16_000, 16, 5, 4, 20), (44_100, 221, 200, 257, 3000)],
-    ids=["least", "small", "most"],
+    [(8000, 64, 1, 3, 0), (44_100, 221, 200, 257, 3000)],
+    ids=["least", "most"],
 )
 UNVOICED_AND_INAUDIBLE = np.array([440, 300, 0, 0, 30_000, -1, 5000, 800], np.float32)
 
@@ -382,11 +396,10 @@ def test_gradients_are_the_slopes_of_the_float64_twin(
 
 
 @pytest.mark.parametrize("value", [-1e4, 1e4])
-@pytest.mark.parametrize("pitch", [0.0, 440.0, 9000.0])
-def test_extreme_outputs_have_finite_gradients(value, pitch):
+def test_extreme_outputs_have_finite_gradients(value):
     synth = Synthesizer(SynthConfig(n_harmonics=7, n_noise_bands=5), RATE, HOP)
-    outputs = np.full((1, 4, synth.config.n_outputs), value)
-    f0_hz, noise = np.full((1, 4), pitch, np.float32), white_noise(0, 1, 4 * HOP)
+    outputs = np.full((1, 8, synth.config.n_outputs), value)
+    f0_hz, noise = UNVOICED_AND_INAUDIBLE[None], white_noise(0, 1, 8 * HOP)
     (gradient,) = gradients_of(
         lambda x: tf.reduce_sum(synth(x, f0_hz, noise, random_response(9)) ** 2), outputs
     )
