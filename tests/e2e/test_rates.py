@@ -66,7 +66,7 @@ def test_a_model_goes_all_the_way(tmp_path, sample_rate, frame_rate, hop_size, h
     rendering = render(session, response, controls)
     assert 0 <= rendering.size - clips.audio.shape[1] < hop_size
     loss = reference.spectral_loss(clips.audio[0], rendering[: clips.audio.shape[1]])
-    assert trial.measurement.val_loss == pytest.approx(loss, rel=1e-4)
+    assert trial.measurement.val_loss == pytest.approx(loss, rel=1e-3)
 
     facts = SweepFacts(
         name="rates",
