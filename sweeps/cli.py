@@ -24,10 +24,13 @@ if TYPE_CHECKING:
 
     from sweeps.config import RunConfig
     from sweeps.objectives import Limit
+    from sweeps.space import SearchSpace
     from thesis.data import Dataset
 
 DEFAULT_STORAGE = "runs"
 STORAGE_VARIABLE = "SWEEPS_STORAGE"
+COUNTED_SETTINGS = 10_000
+"""A dry run takes a second or two to count the distinct candidates of this many settings."""
 
 Verb = Callable[[argparse.Namespace], None]
 
@@ -158,15 +161,22 @@ def _launch(options: argparse.Namespace) -> None:
     _say(f"next: sweeps front {options.name}{_storage_flag(options)}")
 
 
+def _size(space: "SearchSpace") -> str:
+    """Returns how many candidates there are; only a bound where telling them apart takes long."""
+    if space.n_settings is None:
+        return "unbounded"
+    if space.n_settings > COUNTED_SETTINGS:
+        return f"at most {space.n_settings:,}"
+    return f"{sum(1 for _ in space.candidates() or ()):,} distinct"
+
+
 def _print_plan(run: "RunConfig", options: argparse.Namespace) -> None:
     from sweeps.tables import print_table
     from thesis.data import load_facts
 
     facts = load_facts(options.data)
-    candidates = run.space.candidates()
-    size = "unbounded" if candidates is None else f"{sum(1 for _ in candidates):,} distinct"
     print_table(["axis", "values"], [[axis.binding, str(axis.domain)] for axis in run.space.axes])
-    print(f"\ncandidates: {size}; objectives: {', '.join(run.sweep.objectives)}")
+    print(f"\ncandidates: {_size(run.space)}; objectives: {', '.join(run.sweep.objectives)}")
     print(f"sampler: {run.sweep.sampler}, seed {run.sweep.seed}")
     print(f"budget: {options.trials} trials of {run.model.train.steps} steps")
     print(

@@ -146,13 +146,23 @@ class SearchSpace:
             return None
         return self.candidate(values)
 
+    @property
+    def n_settings(self) -> int | None:
+        """How many settings the axes have, equal candidates counted apart; None without end."""
+        domains = [axis.domain for axis in self.axes]
+        if not all(isinstance(domain, Choice) for domain in domains):
+            return None
+        return math.prod(len(cast(Choice, domain).values) for domain in domains)
+
     def candidates(self) -> Iterator[Candidate] | None:
-        """Returns every distinct candidate in a fixed order; None for a space without end."""
-        domains = [a.domain for a in self.axes]
-        if not all(isinstance(d, Choice) for d in domains):
+        """Returns every distinct candidate in a fixed order; None for a space without end.
+
+        All `n_settings` are gone through, which may take long.
+        """
+        if self.n_settings is None:
             return None
         names = [a.name for a in self.axes]
-        grid = itertools.product(*(cast(Choice, d).values for d in domains))
+        grid = itertools.product(*(cast(Choice, a.domain).values for a in self.axes))
         return iter(
             dict.fromkeys(self.candidate(dict(zip(names, point, strict=True))) for point in grid)
         )

@@ -205,6 +205,10 @@ def test_dry_run_prints_the_plan_and_starts_nothing(
     assert "DilatedConvStack.channels" in out
     assert "3 trials of 300 steps" in out
     assert "train.batch_size" in out
+    assert "distinct; objectives" in out
+    seeds = f"search_space.axes={{'train.seed': {tuple(range(10_001))}}}"
+    assert run("launch", *arguments, "--set", seeds, "--dry-run") == 0
+    assert "at most 10,001; objectives" in capsys.readouterr().out
     assert not storage.exists()
 
 

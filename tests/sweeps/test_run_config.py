@@ -66,7 +66,7 @@ def test_every_shipped_file_parses_strictly_on_its_own(file):
 def test_every_shipped_run_varies_the_published_model(name):
     run = load_run(find_run(name))
     assert run.model.decoder == REFERENCE_DECODER
-    assert run.model.synth == SynthConfig()
+    assert run.model.synth == SynthConfig(reverb_decay_seconds=0.3)
     assert run.sweep.objectives == ("val_loss", "rtf_ratio")
     assert run.space.baseline() is not None
 

@@ -157,6 +157,15 @@ def test_candidates_come_in_the_same_order_every_time():
 def test_a_space_with_a_range_has_no_list():
     axes = {"DilatedConvStack.channels": (2, 4), "train.learning_rate": {"low": 1e-4, "high": 1e-2}}
     assert make_space(axes, BASE).candidates() is None
+    assert make_space(axes, BASE).n_settings is None
+
+
+def test_settings_are_counted_without_going_through_them():
+    assert SPACE.n_settings == math.prod(len(axis.domain.values) for axis in SPACE.axes)
+    assert SPACE.n_settings > len(list(SPACE.candidates()))
+    axes = {f"DilatedConvStack.{name}": tuple(range(1, 13)) for name in ("stacks", "channels")}
+    axes |= {"train.seed": tuple(range(10**5)), "train.steps": tuple(range(10**5))}
+    assert make_space(axes, BASE).n_settings == 144 * 10**10
 
 
 def test_the_base_is_a_candidate_where_the_axes_hold_it():
