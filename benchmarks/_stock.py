@@ -7,7 +7,7 @@ from thesis.architecture import INPUTS, NORM_EPSILON, Conv
 from thesis.build import Model
 from thesis.config import ModelConfig
 from thesis.controls import Outputs
-from thesis.dilated_conv import DilatedConvStack
+from thesis.decoder import Decoder
 
 
 class StockDecoder(tf.Module):
@@ -16,7 +16,7 @@ class StockDecoder(tf.Module):
     Plain blocks only, without a norm or with one over channels: what DDSP-CNN-Tiny is made of.
     """
 
-    def __init__(self, ours: DilatedConvStack):
+    def __init__(self, ours: Decoder):
         super().__init__(name="decoder")
         self._plan = ours.plan
         convs = [node for node in self._plan if isinstance(node, Conv)]
@@ -45,7 +45,7 @@ class StockDecoder(tf.Module):
             y = tf.nn.batch_normalization(y, mean, variance, shift, scale, epsilon)
         else:
             y = y + self.weights[f"{conv.name}/bias"]
-        return tf.nn.relu6(y) if conv.relu6 else y
+        return tf.nn.relu6(y) if conv.activation == "relu6" else y
 
 
 class StockModel:

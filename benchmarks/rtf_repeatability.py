@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks import _harness as harness
 from sweeps.tables import print_table
 from thesis.architecture import initial_weights
-from thesis.config import DecoderConfig, MeasureConfig, SynthConfig
+from thesis.config import DilatedConvStackConfig, MeasureConfig, SynthConfig
 from thesis.export import decoder_onnx
 from thesis.measure import RtfMeasurement, measure_rtf
 
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _model(channels: int) -> bytes:
-    decoder, synth = DecoderConfig(channels=channels), SynthConfig()
+    decoder, synth = DilatedConvStackConfig(channels=channels), SynthConfig()
     weights = initial_weights(decoder.plan(synth.n_outputs), seed=0)
     return decoder_onnx(decoder, synth, weights, sample_rate=16_000, hop_size=64)
 

@@ -11,7 +11,13 @@ from typing import Any
 
 from benchmarks import _harness as harness
 from sweeps.tables import print_table
-from thesis.config import DecoderConfig, MeasureConfig, ModelConfig, SynthConfig, TrainConfig
+from thesis.config import (
+    DilatedConvStackConfig,
+    MeasureConfig,
+    ModelConfig,
+    SynthConfig,
+    TrainConfig,
+)
 from thesis.controls import Outputs, decoder_inputs
 from thesis.data import Dataset
 
@@ -69,7 +75,10 @@ def _calls(dataset: Dataset, *, steps: int) -> tuple[dict[str, Callable[[], obje
     from thesis.synthesis import _reverberated
 
     config = ModelConfig(
-        DecoderConfig(), SynthConfig(), TrainConfig(steps=steps, batch_size=BATCH), MeasureConfig()
+        DilatedConvStackConfig(),
+        SynthConfig(),
+        TrainConfig(steps=steps, batch_size=BATCH),
+        MeasureConfig(),
     )
     facts, clips = dataset.facts, dataset.clips("train")
     rates = {"sample_rate": facts.sample_rate, "hop_size": facts.hop_size}

@@ -20,7 +20,13 @@ import numpy.typing as npt
 
 from benchmarks import _harness as harness
 from sweeps.tables import print_table
-from thesis.config import DecoderConfig, MeasureConfig, ModelConfig, SynthConfig, TrainConfig
+from thesis.config import (
+    DilatedConvStackConfig,
+    MeasureConfig,
+    ModelConfig,
+    SynthConfig,
+    TrainConfig,
+)
 from thesis.controls import decoder_inputs
 from thesis.data import Clips, Dataset
 
@@ -87,7 +93,7 @@ class _Comparison:
 
 def _config(channels: int, **train: int) -> ModelConfig:
     return ModelConfig(
-        DecoderConfig(channels=channels),
+        DilatedConvStackConfig(channels=channels),
         SynthConfig(),
         TrainConfig(batch_size=BATCH, **train),
         MeasureConfig(),

@@ -45,9 +45,9 @@ def _row(name: str, model: ModelConfig) -> tuple[str, ...]:
         f"{parameters:,}",
         f"{parameters + model.synth.reverb_length(SAMPLE_RATE):,}",
         f"{decoder.macs_per_frame(model.synth.n_outputs):,}",
-        "the clip" if field is None else f"{field:,}",
+        "unbounded" if field is None else f"{field:,}",
         "-" if field is None else f"{field * frame_ms:,.0f}",
-        "the clip" if ahead is None else f"{ahead:,}",
+        "unbounded" if ahead is None else f"{ahead:,}",
         "yes" if decoder.streamable else "no",
     )
 

@@ -267,7 +267,7 @@ def _strictly() -> Iterator[None]:
         yield
     except (ValueError, SyntaxError, TokenError, OSError, ImportError) as error:
         message = " ".join(str(error).split("\n")[0].split())
-        known = ", ".join([*CONFIGS, *_SWEEP_STAGES])
+        known = ", ".join(["model", *CONFIGS, *_SWEEP_STAGES])
         hint = f"parameters belong to {known}; see gin/ for their names"
         hint = _FROM_DDSP if isinstance(error, ImportError) else hint
         raise ConfigError(f"gin: {message}", hint=hint) from error

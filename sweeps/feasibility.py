@@ -33,8 +33,7 @@ def broken_limit(measurement: Measurement, limits: Limits) -> tuple[Reason, str]
     # Whoever counts parameters knows the receptive field as well, where it has a bound.
     if field is None and limit is not None and measurement.parameters is not None:
         return Reason.RECEPTIVE_FIELD, (
-            f"receptive_field_seconds has no bound, an output sees the whole clip; "
-            f"the limit {limit:.3g} s"
+            f"receptive_field_seconds has no bound; the limit {limit:.3g} s"
         )
     checks = (
         (Reason.RECEPTIVE_FIELD, "receptive_field_seconds", "{:.3g} s"),

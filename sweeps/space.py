@@ -20,7 +20,7 @@ from typing import Any, cast
 
 from sweeps.errors import SpaceError, nearest
 from sweeps.trial import AxisValue, Candidate
-from thesis.config import ModelConfig, stages_of
+from thesis.config import DECODERS, ModelConfig, gin_name, stages_of
 from thesis.errors import ConfigError
 
 
@@ -229,6 +229,11 @@ def _check_axis(axis: Axis, base: ModelConfig) -> None:
     known = [
         f"{name}.{f.name}" for name, config in stages_of(base).items() for f in _fields(config)
     ]
+    if stage in DECODERS and stage not in stages_of(base):
+        raise SpaceError(
+            f"axis '{axis.binding}' reaches nothing: the decoder is {gin_name(base.decoder)}",
+            hint=f"leave it out, or have model.decoder = @{stage}()",
+        )
     if axis.binding not in known:
         raise SpaceError(
             f"axis '{axis.binding}' names no parameter",

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from thesis.config import DecoderConfig
+from thesis.config import DecoderConfig, DilatedConvStackConfig, RnnFcConfig
 from thesis.export import reference_onnx
 from thesis.prepare import prepare_demo
 from thesis.runtimes.onnx_runtime import Session
@@ -19,12 +19,12 @@ REAL_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 settings.register_profile("project", deadline=None)
 settings.load_profile("project")
 
-# `st.from_type(DecoderConfig)` draws small decoders of every kind. One channel is left out: a norm
-# over a single channel is a constant.
+# `st.from_type(DecoderConfig)` draws small decoders of every kind, `st.from_type` of one kind draws
+# those. One channel is left out: a norm over a single channel is a constant.
 st.register_type_strategy(
-    DecoderConfig,
+    DilatedConvStackConfig,
     st.builds(
-        DecoderConfig,
+        DilatedConvStackConfig,
         channels=st.integers(2, 6),
         layers_per_stack=st.integers(1, 3),
         stacks=st.integers(1, 3),
@@ -40,6 +40,19 @@ st.register_type_strategy(
         resample_after_convolve=st.booleans(),
         conditioning=st.sampled_from(["none", "shift", "scale_and_shift"]),
     ),
+)
+st.register_type_strategy(
+    RnnFcConfig,
+    st.builds(
+        RnnFcConfig,
+        rnn_channels=st.integers(1, 6),
+        channels=st.integers(2, 6),
+        layers_per_stack=st.integers(0, 2),
+    ),
+)
+st.register_type_strategy(
+    DecoderConfig,
+    st.one_of(st.from_type(DilatedConvStackConfig), st.from_type(RnnFcConfig)),
 )
 
 

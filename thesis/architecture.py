@@ -25,6 +25,12 @@ Norm = Literal["none", "frame", "batch", "time"]
 NORM_EPSILON: Mapping[Norm, float] = {"frame": 1e-5, "batch": 1e-3, "time": 1e-5}
 """Added to the variance. The thesis has 1e-3 for its batch norm, ddsp 1e-5 for its own."""
 
+Activation = Literal["none", "relu6", "leaky_relu"]
+"""'none'; 'relu6', a ReLU clipped at 6; 'leaky_relu', times `LEAK` below zero."""
+
+LEAK = 0.2
+"""Slope of a leaky ReLU below zero, TensorFlow's default."""
+
 Weights = Mapping[str, npt.NDArray[np.float32]]
 Interval = tuple[float, float]
 """First and last of a range of frames; infinite for a layer that sees all there are."""
@@ -80,12 +86,16 @@ class Layer(Node):
       norm: What follows.
       affine: The norm has a scale and a shift, which do the work of a bias; without a norm there
         is a bias. Not so where a node that follows has its own, see `Film`.
-      relu6: A ReLU clipped at 6 comes last.
+      bias: There is a bias before the norm, too. Keras's dense layers have one.
+      norm_epsilon: What the norm adds to the variance; None for its usual, `NORM_EPSILON`.
+      activation: What comes last.
     """
 
     norm: Norm = field(default="none", kw_only=True)
     affine: bool = field(default=True, kw_only=True)
-    relu6: bool = field(default=False, kw_only=True)
+    bias: bool = field(default=False, kw_only=True)
+    norm_epsilon: float | None = field(default=None, kw_only=True)
+    activation: Activation = field(default="none", kw_only=True)
 
     @property
     def kernel_shape(self) -> tuple[int, int, int]:
@@ -93,13 +103,26 @@ class Layer(Node):
         raise NotImplementedError
 
     @property
+    def biased(self) -> bool:
+        """Whether there is a bias."""
+        return self.bias or (self.affine and self.norm == "none")
+
+    @property
+    def rescaled(self) -> bool:
+        """Whether the norm has a scale and a shift."""
+        return self.affine and self.norm != "none"
+
+    @property
+    def epsilon(self) -> float:
+        """What the norm adds to the variance."""
+        return NORM_EPSILON[self.norm] if self.norm_epsilon is None else self.norm_epsilon
+
+    @property
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of every weight that is trained."""
-        per_channel = ("bias",) if self.norm == "none" else ("scale", "shift")
+        per_channel = ("bias",) * self.biased + ("scale", "shift") * self.rescaled
         shapes: dict[str, tuple[int, ...]] = {f"{self.name}/kernel": self.kernel_shape}
-        return shapes | {
-            f"{self.name}/{name}": (self.ch_out,) for name in per_channel if self.affine
-        }
+        return shapes | {f"{self.name}/{name}": (self.ch_out,) for name in per_channel}
 
     @property
     def moment_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -109,7 +132,7 @@ class Layer(Node):
 
     def sees(self, first: float, last: float) -> tuple[Interval, ...]:
         """Returns the frames of the source that output frames `first` to `last` depend on."""
-        if self.norm == "time" or math.isinf(last - first):
+        if self.norm == "time":
             return ((-math.inf, math.inf),)
         return (self._span(first, last),)
 
@@ -190,8 +213,12 @@ class TransposedConv(Layer):
         return 2 * self.ch_in * self.ch_out
 
     def _span(self, first: float, last: float) -> Interval:
-        ahead = self.lookahead
-        return (first + ahead) // self.stride - 1, (last + ahead) // self.stride
+        # Infinity divided without rest is no number.
+        begin, end = (
+            frame if math.isinf(frame) else (frame + self.lookahead) // self.stride
+            for frame in (first, last)
+        )
+        return begin - 1, end
 
 
 @dataclass(frozen=True)
@@ -207,12 +234,12 @@ class Film(Node):
     Attributes:
       ch_in: Channels of the conditions.
       scaled: False leaves the scale out.
-      relu6: A ReLU clipped at 6 comes last.
+      activation: What comes last.
     """
 
     ch_in: int
     scaled: bool = True
-    relu6: bool = False
+    activation: Activation = "none"
 
     @property
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -238,10 +265,66 @@ class Add(Node):
     """The sum of its sources: what closes a residual block."""
 
 
+@dataclass(frozen=True)
+class Take(Node):
+    """`ch_out` of its source's channels.
+
+    Attributes:
+      first: The first of them.
+    """
+
+    first: int
+
+
+@dataclass(frozen=True)
+class Concat(Node):
+    """The channels of its sources, one after the other."""
+
+
+@dataclass(frozen=True)
+class Gru(Node):
+    """A gated recurrent unit (Cho et al. 2014) that starts from zeros.
+
+    With the gates z, r and the candidate c, of an input frame x and the state h before it:
+
+        z, r = sigmoid(x @ Kz + az + h @ Rz + bz), sigmoid(x @ Kr + ar + h @ Rr + br)
+        c = tanh(x @ Kc + ac + r * (h @ Rc + bc))
+        state = z * h + (1 - z) * c
+
+    The reset comes after the product, as in Keras (`reset_after`), cuDNN and ONNX
+    (`linear_before_reset`). Weights are as in Keras: kernel [ch_in, 3 * ch_out], recurrent_kernel
+    [ch_out, 3 * ch_out] and bias [2, 3 * ch_out], a and b, each in the order z, r, c.
+
+    Attributes:
+      ch_in: Input channels.
+    """
+
+    ch_in: int
+
+    @property
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of every weight that is trained."""
+        return {
+            f"{self.name}/kernel": (self.ch_in, 3 * self.ch_out),
+            f"{self.name}/recurrent_kernel": (self.ch_out, 3 * self.ch_out),
+            f"{self.name}/bias": (2, 3 * self.ch_out),
+        }
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one output frame: the products with the two kernels."""
+        return (self.ch_in + self.ch_out) * 3 * self.ch_out
+
+    def sees(self, first: float, last: float) -> tuple[Interval, ...]:
+        """Returns the frames of the source that output frames `first` to `last` depend on."""
+        return ((-math.inf, last),)
+
+
 def initial_weights(plan: Sequence[Node], *, seed: int) -> dict[str, npt.NDArray[np.float32]]:
     """Returns new weights by name, running moments included.
 
-    Glorot uniform kernels of convolutions, scales and variances of one, zero for all others.
+    Glorot uniform kernels, orthogonal recurrent ones, scales and variances of one, zero for all
+    others.
     """
     rng = np.random.default_rng(seed)
     weights: dict[str, npt.NDArray[np.float32]] = {}
@@ -249,9 +332,12 @@ def initial_weights(plan: Sequence[Node], *, seed: int) -> dict[str, npt.NDArray
         for name, shape in (node.weight_shapes | node.moment_shapes).items():
             kind = name.rpartition("/")[2]
             if kind == "kernel":
-                fan_in, fan_out = shape[0] * shape[1], shape[0] * shape[2]
-                limit = np.sqrt(6.0 / (fan_in + fan_out))
+                *taps, ch_in, ch_out = shape
+                limit = np.sqrt(6.0 / (math.prod(taps) * (ch_in + ch_out)))
                 weights[name] = rng.uniform(-limit, limit, shape).astype(np.float32)
+            elif kind == "recurrent_kernel":
+                q, r = np.linalg.qr(rng.normal(size=shape[::-1]))
+                weights[name] = (q * np.sign(np.diag(r))).T.astype(np.float32)
             else:
                 weights[name] = np.full(shape, kind in ("scale", "variance"), np.float32)
     return weights
@@ -271,11 +357,12 @@ def fold_batch_norm(
             mean, variance = (rest.pop(f"{node.name}/{name}") for name in ("mean", "variance"))
             scale = rest.pop(f"{node.name}/scale") if node.affine else np.ones(node.ch_out)
             shift = rest.pop(f"{node.name}/shift") if node.affine else np.zeros(node.ch_out)
-            gain = scale / np.sqrt(variance.astype(np.float64) + NORM_EPSILON["batch"])
+            gain = scale / np.sqrt(variance.astype(np.float64) + node.epsilon)
             kernel, bias = f"{node.name}/kernel", f"{node.name}/bias"
+            offset = rest[bias] - mean if node.biased else -mean
             rest |= {
                 kernel: (rest[kernel] * gain).astype(np.float32),
-                bias: (shift - mean * gain).astype(np.float32),
+                bias: (shift + offset * gain).astype(np.float32),
             }
             node = replace(node, norm="none", affine=True)
         folded.append(node)

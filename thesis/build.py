@@ -6,7 +6,7 @@ import numpy as np
 
 from thesis._ddsp import tf
 from thesis.config import ModelConfig
-from thesis.dilated_conv import DilatedConvStack
+from thesis.decoder import Decoder
 from thesis.reference import reverb_envelope
 from thesis.synthesis import Synthesizer
 
@@ -23,7 +23,7 @@ class Model(tf.Module):  # type: ignore[misc]
       synthesizer: Turns the decoder's output into audio; holds no weights.
     """
 
-    def __init__(self, decoder: DilatedConvStack, reverb: Any, synthesizer: Synthesizer):
+    def __init__(self, decoder: Decoder, reverb: Any, synthesizer: Synthesizer):
         super().__init__(name="model")
         self.decoder = decoder
         self.reverb = reverb
@@ -52,7 +52,7 @@ def build(config: ModelConfig, *, sample_rate: int, hop_size: int) -> Model:
     taps = config.synth.reverb_length(sample_rate)
     response = np.random.default_rng([seed, 1]).normal(0.0, REVERB_STDDEV, taps)
     return Model(
-        DilatedConvStack(config.decoder, config.synth.n_outputs, seed=seed),
+        Decoder(config.decoder, config.synth.n_outputs, seed=seed),
         tf.Variable(response.astype(np.float32), name="reverb"),
         Synthesizer(config.synth, sample_rate, config.synth.hop_size(hop_size)),
     )

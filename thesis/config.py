@@ -5,6 +5,7 @@ so a candidate that is too large is turned away before anything heavy is importe
 The rest of the library is gin-free and takes these dataclasses.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import InitVar, dataclass, fields
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -13,11 +14,15 @@ import gin
 
 from thesis.architecture import (
     INPUTS,
+    Activation,
     Add,
+    Concat,
     Conv,
     Film,
+    Gru,
     Node,
     Norm,
+    Take,
     TransposedConv,
     macs_per_frame,
     receptive_field,
@@ -28,11 +33,14 @@ T = TypeVar("T")
 
 N_INPUTS = 2
 """Decoder inputs a frame: scaled loudness and scaled f0, in this order."""
+KERAS_EPSILON = 1e-3
+"""Added to the variance by the layer norm of Keras, and so of ddsp's dense layers."""
 MAX_RESAMPLING = 64
 """Resampling does not go beyond this factor, a quarter of a second at 250 frames a second."""
 
 
-def _gin_name(owner: object) -> str:
+def gin_name(owner: object) -> str:
+    """Returns what a part of a configuration is called in gin files."""
     return next(name for name, stage in CONFIGS.items() if isinstance(owner, stage))
 
 
@@ -40,7 +48,7 @@ def _check_range(owner: object, name: str, low: float, high: float) -> None:
     value = getattr(owner, name)
     if not low <= value <= high:
         raise ConfigError(
-            f"{_gin_name(owner)}.{name} = {value!r} is outside its range",
+            f"{gin_name(owner)}.{name} = {value!r} is outside its range",
             hint=f"{name} must be between {low:g} and {high:g}",
         )
 
@@ -54,7 +62,7 @@ def _check_types(owner: object) -> None:
             choices = get_args(hint)
             if value not in choices:
                 raise ConfigError(
-                    f"{_gin_name(owner)}.{f.name} = {value!r} is not a choice",
+                    f"{gin_name(owner)}.{f.name} = {value!r} is not a choice",
                     hint=f"{f.name} must be one of {', '.join(map(repr, choices))}",
                 )
             continue
@@ -62,17 +70,57 @@ def _check_types(owner: object) -> None:
         # bool is an int to Python; `channels = True` is a mistake all the same.
         if not isinstance(value, allowed) or (isinstance(value, bool) and hint is not bool):
             raise ConfigError(
-                f"{_gin_name(owner)}.{f.name} = {value!r} has the wrong type",
+                f"{gin_name(owner)}.{f.name} = {value!r} has the wrong type",
                 hint=f"{f.name} must be of type {hint.__name__}",
             )
 
 
 @dataclass(frozen=True)
-class DecoderConfig:
+class DecoderConfig(ABC):
+    """An architecture of a decoder: what gives a plan, and what is known of it before training."""
+
+    @abstractmethod
+    def plan(self, n_outputs: int) -> tuple[Node, ...]:
+        """Returns the network as a plan, whose last node is a `Conv` named 'output'."""
+
+    @abstractmethod
+    def inactive_parameters(self) -> frozenset[str]:
+        """Names of parameters whose value makes no difference to this model."""
+
+    @property
+    def receptive_field_frames(self) -> int | None:
+        """Input frames from the first to the last that one output frame depends on, at most.
+
+        None without a bound.
+        """
+        return receptive_field(self.plan(1))[0]
+
+    @property
+    def lookahead_frames(self) -> int | None:
+        """Input frames after its own that an output frame depends on; None without a bound."""
+        return receptive_field(self.plan(1))[1]
+
+    @property
+    def streamable(self) -> bool:
+        """Whether each output frame can be had as soon as its input frame is there."""
+        return self.lookahead_frames == 0
+
+    def parameter_count(self, n_outputs: int) -> int:
+        """Returns the number of trained weights, the output layer included."""
+        return sum(node.parameter_count for node in self.plan(n_outputs))
+
+    def macs_per_frame(self, n_outputs: int) -> int:
+        """Returns the multiply-accumulates of the network for one frame, rounded up."""
+        return macs_per_frame(self.plan(n_outputs))
+
+
+@dataclass(frozen=True)
+class DilatedConvStackConfig(DecoderConfig):
     """A stack of dilated 1-D convolutions from controls to synthesiser parameters.
 
     The decoder of DDSP-CNN: an input convolution, then `stacks` times `layers_per_stack` residual
-    blocks with dilation `dilation_base ** layer`, then a linear output layer.
+    blocks with dilation `dilation_base ** layer`, then a linear output layer. Without resampling
+    and norm 'time', the receptive field is `1 + (k-1) * (1 + sum of dilations)` frames.
 
     Attributes:
       channels: Width of every hidden layer, 1 to 1024.
@@ -85,7 +133,7 @@ class DecoderConfig:
       expansion: Channel multiplier inside an inverted bottleneck, 1 to 8. Without effect on plain
         blocks.
       causal: Pad on the left only, so that no convolution sees a later frame. With norm 'time' the
-        decoder is not causal all the same, see `streamable`.
+        decoder sees the end of the clip all the same, see `streamable`.
       norm: 'none'; 'frame', layer norm over the channels of each frame, which leaves little more
         than signs of one or two channels; 'batch', batch norm, folded into the convolutions at
         export; 'time', ddsp's own: moments over all frames and channels of the clip.
@@ -149,29 +197,6 @@ class DecoderConfig:
             if self.resample_stride ** (i + 1) <= MAX_RESAMPLING
         )
 
-    @property
-    def receptive_field_frames(self) -> int | None:
-        """Input frames from the first to the last that one output frame depends on, at most.
-
-        `1 + (k-1) * (1 + sum of dilations)` without resampling; None with norm 'time', which has
-        no bound.
-        """
-        return receptive_field(self.plan(1))[0]
-
-    @property
-    def lookahead_frames(self) -> int | None:
-        """Input frames after its own that an output frame depends on; None without a bound."""
-        return receptive_field(self.plan(1))[1]
-
-    @property
-    def streamable(self) -> bool:
-        """Whether each output frame can be had as soon as its input frame is there.
-
-        This is causality in effect. `causal` alone is not enough: a norm over time sees the end
-        of the clip.
-        """
-        return self.lookahead_frames == 0
-
     def inactive_parameters(self) -> frozenset[str]:
         """Names of parameters whose value makes no difference to this model."""
         inactive = set()
@@ -194,7 +219,7 @@ class DecoderConfig:
         total = self.resample_stride ** len(resamplings)
         x: Node = Conv(
             "input", (INPUTS,), self.channels, N_INPUTS, self.kernel_size,
-            lookahead=self._lookahead(1), norm=self.norm, relu6=True,
+            lookahead=self._lookahead(1), norm=self.norm, activation="relu6",
         )  # fmt: skip
         plan = [x]
         if self.resample == "upsample":
@@ -225,7 +250,7 @@ class DecoderConfig:
         return Conv(
             name, (source.name,), ch, ch, stride,
             lookahead=0 if self.causal else stride - 1, stride=stride,
-            norm=self.norm, relu6=True, period=source.period * stride,
+            norm=self.norm, activation="relu6", period=source.period * stride,
         )  # fmt: skip
 
     def _up(self, name: str, source: Node, stride: int) -> TransposedConv:
@@ -233,7 +258,7 @@ class DecoderConfig:
         ch = self.channels
         return TransposedConv(
             name, (source.name,), ch, ch, stride, 0 if self.causal else stride // 2,
-            norm=self.norm, relu6=True, period=source.period // stride,
+            norm=self.norm, activation="relu6", period=source.period // stride,
         )  # fmt: skip
 
     def _block(self, name: str, source: Node, dilation: int) -> list[Node]:
@@ -246,16 +271,20 @@ class DecoderConfig:
             block = [
                 Conv(
                     name, (source.name,), ch, ch, k, dilation, ahead,
-                    norm=norm, affine=learned, relu6=learned, period=period,
+                    norm=norm, affine=learned, activation="relu6" if learned else "none",
+                    period=period,
                 )
             ]  # fmt: skip
         else:
             expand, depthwise, wide = f"{name}/expand", f"{name}/depthwise", ch * self.expansion
             block = [
-                Conv(expand, (source.name,), wide, ch, norm=norm, relu6=True, period=period),
+                Conv(
+                    expand, (source.name,), wide, ch,
+                    norm=norm, activation="relu6", period=period,
+                ),
                 Conv(
                     depthwise, (expand,), wide, wide, k, dilation, ahead,
-                    depthwise=True, norm=norm, relu6=True, period=period,
+                    depthwise=True, norm=norm, activation="relu6", period=period,
                 ),
                 Conv(
                     f"{name}/project", (depthwise,), ch, wide,
@@ -263,18 +292,69 @@ class DecoderConfig:
                 ),
             ]  # fmt: skip
         if not learned:
+            last: Activation
             film, scaled = f"{name}/film", self.conditioning == "scale_and_shift"
             x = block[-1].name
-            block.append(Film(film, (x, INPUTS), ch, N_INPUTS, scaled, plain, period=period))
+            last = "relu6" if plain else "none"
+            block.append(Film(film, (x, INPUTS), ch, N_INPUTS, scaled, last, period=period))
         return [*block, Add(f"{name}/sum", (source.name, block[-1].name), ch, period=period)]
 
-    def parameter_count(self, n_outputs: int) -> int:
-        """Returns the number of trained weights, the output layer included."""
-        return sum(node.parameter_count for node in self.plan(n_outputs))
 
-    def macs_per_frame(self, n_outputs: int) -> int:
-        """Returns the multiply-accumulates of the network for one frame, rounded up."""
-        return macs_per_frame(self.plan(n_outputs))
+@dataclass(frozen=True)
+class RnnFcConfig(DecoderConfig):
+    """A recurrent decoder: ddsp's `RnnFcDecoder`, that of DDSP-full (Engel et al. 2020).
+
+    A stack of dense layers for each control; a GRU over both; another stack over their outputs and
+    the GRU's; a linear output layer. A dense layer is ddsp's `Fc`: with layer norm over the
+    channels of each frame, and a leaky ReLU. It streams: the state sums up all frames before.
+
+    Attributes:
+      rnn_channels: Width of the GRU, 1 to 2048.
+      channels: Width of the dense layers, 1 to 2048. Over fewer than three, layer norm leaves
+        little more than signs.
+      layers_per_stack: Dense layers in each of the three stacks, 0 to 12; 0 leaves them out.
+    """
+
+    rnn_channels: int = 512
+    channels: int = 512
+    layers_per_stack: int = 3
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        _check_range(self, "rnn_channels", 1, 2048)
+        _check_range(self, "channels", 1, 2048)
+        _check_range(self, "layers_per_stack", 0, 12)
+
+    def inactive_parameters(self) -> frozenset[str]:
+        """Names of parameters whose value makes no difference to this model."""
+        return frozenset() if self.layers_per_stack else frozenset({"channels"})
+
+    def plan(self, n_outputs: int) -> tuple[Node, ...]:
+        """Returns the network as a plan: a stack for each control, GRU, stack, linear output."""
+        loudness = self._stack("loudness", Take("loudness/control", (INPUTS,), 1, 0))
+        f0 = self._stack("f0", Take("f0/control", (INPUTS,), 1, 1))
+        controls = _concat("controls", loudness[-1], f0[-1])
+        rnn = Gru("rnn", (controls.name,), self.rnn_channels, controls.ch_out)
+        out = self._stack("out", _concat("out/inputs", loudness[-1], f0[-1], rnn))
+        output = Conv("output", (out[-1].name,), n_outputs, out[-1].ch_out)
+        return (*loudness, *f0, controls, rnn, *out, output)
+
+    def _stack(self, name: str, source: Node) -> list[Node]:
+        """Returns a node and the dense layers that follow it."""
+        stack = [source]
+        for i in range(self.layers_per_stack):
+            x = stack[-1]
+            stack.append(
+                Conv(
+                    f"{name}/{i}", (x.name,), self.channels, x.ch_out,
+                    norm="frame", norm_epsilon=KERAS_EPSILON, bias=True, activation="leaky_relu",
+                )
+            )  # fmt: skip
+        return stack
+
+
+def _concat(name: str, *sources: Node) -> Concat:
+    return Concat(name, tuple(x.name for x in sources), sum(x.ch_out for x in sources))
 
 
 @dataclass(frozen=True)
@@ -460,46 +540,83 @@ class ModelConfig:
 
     @classmethod
     def of_stages(cls, stages: Mapping[str, Any]) -> "ModelConfig":
-        """Returns the configuration whose parts `stages_of` took apart."""
-        return cls(*(stages[name] for name in CONFIGS))
+        """Returns the configuration whose parts `stages_of` took apart, in its order."""
+        return cls(*stages.values())
 
     def inactive_parameters(self) -> frozenset[str]:
         """Bindings, 'Stage.parameter', whose value makes no difference to this model."""
         return frozenset(
-            f"{_gin_name(stage)}.{parameter}"
+            f"{gin_name(stage)}.{parameter}"
             for stage in (self.decoder, self.synth)
             for parameter in stage.inactive_parameters()
         )
 
 
+DECODERS: dict[str, type[DecoderConfig]] = {
+    "DilatedConvStack": DilatedConvStackConfig,
+    "RnnFc": RnnFcConfig,
+}
+"""Name in gin files -> the configuration of that decoder. A model has one of them."""
+
 CONFIGS: dict[str, type] = {
-    "DilatedConvStack": DecoderConfig,
+    **DECODERS,
     "Synth": SynthConfig,
     "train": TrainConfig,
     "measure": MeasureConfig,
 }
 """Name in gin files -> the configuration of that stage, in the order of ModelConfig's fields."""
 
+REFERENCE_DECODER = DilatedConvStackConfig()
+"""DDSP-CNN-Tiny: what `rtf_ratio` is measured against."""
+
 # gin returns wrappers: they fill in bindings, while the classes themselves stay gin-free.
 _FROM_GIN = {name: gin.external_configurable(config, name) for name, config in CONFIGS.items()}
 
-REFERENCE_DECODER = DecoderConfig()
-"""DDSP-CNN-Tiny: what `rtf_ratio` is measured against."""
+
+def _model(decoder: object = None) -> object:
+    """What gin knows as `model`: says which decoder it has."""
+    return decoder
+
+
+_MODEL_FROM_GIN = gin.external_configurable(_model, "model")
 
 
 def stages_of(config: ModelConfig) -> dict[str, Any]:
     """Returns the parts of a configuration by the names that gin knows them by."""
     parts = (config.decoder, config.synth, config.train, config.measure)
-    return dict(zip(CONFIGS, parts, strict=True))
+    return {gin_name(part): part for part in parts}
 
 
 def from_gin() -> ModelConfig:
     """Returns the model configuration that the parsed gin bindings describe.
 
+    Which decoder it has is `model.decoder`, '@DilatedConvStack()' (the default) or '@RnnFc()'.
+
     Raises:
-      ConfigError: A bound value has the wrong type or is outside its range.
+      ConfigError: A bound value has the wrong type or is outside its range, or belongs to a decoder
+        that the model does not have.
     """
-    return ModelConfig.of_stages({name: made_by_gin(make) for name, make in _FROM_GIN.items()})
+    chosen = made_by_gin(_MODEL_FROM_GIN)
+    stages = [made_by_gin(make) for name, make in _FROM_GIN.items() if name not in DECODERS]
+    if chosen is None:
+        chosen = made_by_gin(_FROM_GIN["DilatedConvStack"])
+    _check_decoder(chosen)
+    return ModelConfig(chosen, *stages)
+
+
+def _check_decoder(chosen: object) -> None:
+    """Raises ConfigError for what is no decoder, and for bindings to another one."""
+    if not isinstance(chosen, DecoderConfig):
+        raise ConfigError(
+            f"model.decoder = {chosen!r} is no decoder",
+            hint=f"choose from {', '.join(f'@{name}()' for name in DECODERS)}",
+        )
+    for name in DECODERS.keys() - {gin_name(chosen)}:
+        for parameter in gin.get_bindings(name, resolve_references=False):
+            raise ConfigError(
+                f"{name}.{parameter} reaches nothing: the decoder is {gin_name(chosen)}",
+                hint=f"leave it out, or have model.decoder = @{name}()",
+            )
 
 
 def made_by_gin(make: Callable[[], T]) -> T:

@@ -17,18 +17,22 @@ from onnx import TensorProto, helper, numpy_helper
 
 from thesis.architecture import (
     INPUTS,
-    NORM_EPSILON,
+    LEAK,
+    Activation,
     Add,
+    Concat,
     Conv,
     Film,
+    Gru,
     Layer,
     Node,
+    Take,
     TransposedConv,
     Weights,
     fold_batch_norm,
     initial_weights,
 )
-from thesis.config import N_INPUTS, REFERENCE_DECODER, DecoderConfig, SynthConfig
+from thesis.config import N_INPUTS, REFERENCE_DECODER, DecoderConfig, SynthConfig, gin_name
 
 OPSET = 18
 IR_VERSION = 9
@@ -63,15 +67,19 @@ def decoder_onnx(
         Conv: graph.conv,
         TransposedConv: graph.transposed_conv,
         Film: graph.film,
+        Gru: graph.gru,
         Add: graph.add,
+        Take: graph.take,
+        Concat: graph.concat,
     }
     values = {INPUTS: INPUTS}
     for node in plan:
         sources = [values[source] for source in node.sources]
         values[node.name] = layers[type(node)](node, *sources)
     metadata = {
-        "decoder": config,
-        "synth": synth,
+        "decoder_type": gin_name(config),
+        "decoder": asdict(config),
+        "synth": asdict(synth),
         "sample_rate": sample_rate,
         "hop_size": hop_size,
         "receptive_field_frames": config.receptive_field_frames,
@@ -118,6 +126,35 @@ class _Graph:
     def add(self, add: Add, *sources: str) -> str:
         return self.node("Add", sources, add.name)
 
+    def take(self, take: Take, x: str) -> str:
+        bounds = [
+            self.constant(f"channel_{take.first}", [take.first], np.int64),
+            self.constant(
+                f"channel_{take.first + take.ch_out}", [take.first + take.ch_out], np.int64
+            ),
+            self.constant("channels", [1], np.int64),
+        ]
+        return self.node("Slice", [x, *bounds], take.name)
+
+    def concat(self, concat: Concat, *sources: str) -> str:
+        return self.node("Concat", sources, concat.name, axis=1)
+
+    def gru(self, gru: Gru, x: str) -> str:
+        name, weight = gru.name, {k: self._weights[k] for k in gru.weight_shapes}
+        # Frames come first here, and each weight has an axis of directions, of which there is one.
+        x = self.node("Transpose", [x], f"{name}/frames_first", perm=[2, 0, 1])
+        weights = [
+            self.constant(f"{name}/W", weight[f"{name}/kernel"].T[None]),
+            self.constant(f"{name}/R", weight[f"{name}/recurrent_kernel"].T[None]),
+            self.constant(f"{name}/B", weight[f"{name}/bias"].reshape(1, -1)),
+        ]
+        states = self.node(
+            "GRU", [x, *weights], f"{name}/states", hidden_size=gru.ch_out, linear_before_reset=1
+        )
+        one = self.constant("direction", [1], np.int64)
+        states = self.node("Squeeze", [states, one], f"{name}/squeezed")
+        return self.node("Transpose", [states], f"{name}/channels_first", perm=[1, 2, 0])
+
     def conv(self, conv: Conv, x: str) -> str:
         kernel, bias = self._affine_map(conv)
         y = self.node(
@@ -155,7 +192,7 @@ class _Graph:
             scale = self._linear(film, "scale", seen)
             x = self.node("Mul", [x, scale], f"{film.name}/scaled")
         x = self.node("Add", [x, self._linear(film, "shift", seen)], f"{film.name}/shifted")
-        return self._relu6(film.name, x) if film.relu6 else x
+        return self._activated(film.name, film.activation, x)
 
     def _linear(self, film: Film, name: str, conditions: str) -> str:
         kernel = self._weights[f"{film.name}/{name}_kernel"].T[:, :, None]
@@ -169,12 +206,13 @@ class _Graph:
         """Returns a convolution's kernel, [taps, in, out], and the name of its bias."""
         kernel = self._weights[f"{layer.name}/kernel"].astype(np.float64)
         bias = np.zeros(layer.ch_out)
-        if layer.norm == "none" and layer.affine:
+        if layer.biased:
             bias += self._weights[f"{layer.name}/bias"]
-        elif layer.norm == "frame" and _mixes_channels(layer):
+        if layer.norm == "frame" and _mixes_channels(layer):
             # The norm subtracts the mean over channels. A kernel without that mean saves it the
             # work; a depthwise one cannot be centred across channels, see `_frame_norm`.
             kernel -= kernel.mean(axis=2, keepdims=True)
+            bias -= bias.mean()
         return kernel, self.constant(f"{layer.name}/B", bias)
 
     def _normed(self, layer: Layer, y: str) -> str:
@@ -183,7 +221,7 @@ class _Graph:
             y = self._frame_norm(layer, y)
         elif layer.norm == "time":
             y = self._time_norm(layer, y)
-        if layer.norm != "none" and layer.affine:
+        if layer.rescaled:
             scale, shift = (
                 self.constant(
                     f"{layer.name}/{name}", self._weights[f"{layer.name}/{name}"][None, :, None]
@@ -192,11 +230,15 @@ class _Graph:
             )
             y = self.node("Mul", [y, scale], f"{layer.name}/scaled")
             y = self.node("Add", [y, shift], f"{layer.name}/shifted")
-        return self._relu6(layer.name, y) if layer.relu6 else y
+        return self._activated(layer.name, layer.activation, y)
 
-    def _relu6(self, name: str, y: str) -> str:
-        limits = [self.constant("zero", 0.0), self.constant("six", 6.0)]
-        return self.node("Clip", [y, *limits], f"{name}/relu6")
+    def _activated(self, name: str, activation: Activation, y: str) -> str:
+        if activation == "relu6":
+            limits = [self.constant("zero", 0.0), self.constant("six", 6.0)]
+            return self.node("Clip", [y, *limits], f"{name}/relu6")
+        if activation == "leaky_relu":
+            return self.node("LeakyRelu", [y], f"{name}/leaky_relu", alpha=LEAK)
+        return y
 
     def _frame_norm(self, layer: Layer, y: str) -> str:
         """Layer norm over channels. The moments are 1x1 convolutions, the fastest way there is."""
@@ -206,7 +248,7 @@ class _Graph:
             mean = self.node("Conv", [y, average], f"{name}/mean")
             y = self.node("Sub", [y, mean], f"{name}/centred")
         squared = self.node("Mul", [y, y], f"{name}/squared")
-        epsilon = self.constant("epsilon", [NORM_EPSILON["frame"]])
+        epsilon = self.constant(f"epsilon_{layer.epsilon:g}", [layer.epsilon])
         variance = self.node("Conv", [squared, average, epsilon], f"{name}/variance")
         deviation = self.node("Sqrt", [variance], f"{name}/deviation")
         return self.node("Div", [y, deviation], f"{name}/normalized")
@@ -217,9 +259,11 @@ class _Graph:
         flat = self.constant("flat", [1, 1, -1], np.int64)
         shape = self.constant(f"{layer.name}/shape", [1, layer.ch_out, -1], np.int64)
         y = self.node("Reshape", [y, flat], f"{layer.name}/flat")
-        epsilon = NORM_EPSILON["time"]
         y = self.node(
-            "InstanceNormalization", [y, one, none], f"{layer.name}/instance", epsilon=epsilon
+            "InstanceNormalization",
+            [y, one, none],
+            f"{layer.name}/instance",
+            epsilon=layer.epsilon,
         )
         return self.node("Reshape", [y, shape], f"{layer.name}/normalized")
 
@@ -262,7 +306,7 @@ class _Graph:
         model = helper.make_model(
             graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
         )
-        helper.set_model_props(model, {k: _json(v) for k, v in metadata.items()})
+        helper.set_model_props(model, {k: json.dumps(v) for k, v in metadata.items()})
         onnx.checker.check_model(model, full_check=True)
         serialized: bytes = model.SerializeToString()
         return serialized
@@ -270,9 +314,3 @@ class _Graph:
 
 def _mixes_channels(layer: Layer) -> bool:
     return not (isinstance(layer, Conv) and layer.depthwise)
-
-
-def _json(value: Any) -> str:
-    if isinstance(value, DecoderConfig | SynthConfig):
-        value = asdict(value)
-    return json.dumps(value)

@@ -13,12 +13,16 @@ from scipy import fft, special
 
 from thesis.architecture import (
     INPUTS,
-    NORM_EPSILON,
+    LEAK,
+    Activation,
     Add,
+    Concat,
     Conv,
     Film,
+    Gru,
     Layer,
     Node,
+    Take,
     TransposedConv,
 )
 from thesis.config import DecoderConfig, SynthConfig
@@ -72,7 +76,10 @@ class _Network:
             Conv: self._conv,
             TransposedConv: self._transposed_conv,
             Film: self._film,
+            Gru: self._gru,
             Add: self._add,
+            Take: self._take,
+            Concat: self._concat,
         }
         return layers[type(node)](node, *sources)
 
@@ -97,14 +104,14 @@ class _Network:
 
     def _normed(self, layer: Layer, y: Array) -> Array:
         """Returns what a convolution has computed, through its norm and its activation."""
+        if layer.biased:
+            y = y + self._weight(layer, "bias")
         if layer.norm != "none":
             mean, variance = self._moments(layer, y)
-            y = (y - mean) / np.sqrt(variance + NORM_EPSILON[layer.norm])
-        if layer.affine and layer.norm == "none":
-            y = y + self._weight(layer, "bias")
-        elif layer.affine:
+            y = (y - mean) / np.sqrt(variance + layer.epsilon)
+        if layer.rescaled:
             y = y * self._weight(layer, "scale") + self._weight(layer, "shift")
-        return np.asarray(np.clip(y, 0.0, 6.0)) if layer.relu6 else y
+        return _activated(layer.activation, y)
 
     def _moments(self, layer: Layer, y: Array) -> tuple[Array, Array]:
         """Returns the mean and the variance that a norm takes out."""
@@ -118,10 +125,34 @@ class _Network:
         if film.scaled:
             x = x * (self._weight(film, "scale") + seen @ self._weight(film, "scale_kernel"))
         y = x + self._weight(film, "shift") + seen @ self._weight(film, "shift_kernel")
-        return np.asarray(np.clip(y, 0.0, 6.0)) if film.relu6 else y
+        return _activated(film.activation, y)
+
+    def _gru(self, gru: Gru, x: Array) -> Array:
+        from_input, from_state = self._weight(gru, "bias")
+        x = x @ self._weight(gru, "kernel") + from_input
+        states = np.zeros((len(x) + 1, gru.ch_out))
+        for t, (zx, rx, cx) in enumerate(x.reshape(len(x), 3, gru.ch_out)):
+            h = states[t]
+            recurrent = h @ self._weight(gru, "recurrent_kernel") + from_state
+            zh, rh, ch = np.split(recurrent, 3)
+            z, r = special.expit(zx + zh), special.expit(rx + rh)
+            states[t + 1] = z * h + (1.0 - z) * np.tanh(cx + r * ch)
+        return states[1:]
 
     def _add(self, _: Add, *sources: Array) -> Array:
         return np.asarray(sum(sources))
+
+    def _take(self, take: Take, x: Array) -> Array:
+        return x[:, take.first :][:, : take.ch_out]
+
+    def _concat(self, _: Concat, *sources: Array) -> Array:
+        return np.concatenate(sources, axis=-1)
+
+
+def _activated(activation: Activation, y: Array) -> Array:
+    if activation == "relu6":
+        return np.asarray(np.clip(y, 0.0, 6.0))
+    return np.where(y < 0.0, LEAK * y, y) if activation == "leaky_relu" else y
 
 
 def exp_sigmoid(x: npt.NDArray[Any]) -> Array:

@@ -1,4 +1,4 @@
-"""Sample rates and hops other than the usual: a model is trained, exported, promoted and played."""
+"""Rates and decoders other than the usual: a model is trained, exported, promoted and played."""
 
 import numpy as np
 import pytest
@@ -23,23 +23,37 @@ train.crop_seconds = 0.2
 measure.seconds = 0.02
 measure.min_calls = 10
 measure.max_calls = 20
-DilatedConvStack.layers_per_stack = 1
 Synth.n_harmonics = 8
 Synth.n_noise_bands = 9
 Synth.reverb_seconds = 0.05
 Synth.reverb_decay_seconds = 0.02
-search_space.axes = {'DilatedConvStack.channels': (4, 8), 'Synth.hop_multiple': (1, 2)}
+search_space.synthesis = {'Synth.hop_multiple': (1, 2)}
+"""
+CONVOLUTIONS = """
+DilatedConvStack.layers_per_stack = 1
+search_space.axes = {'DilatedConvStack.channels': (4, 8)}
+"""
+RECURRENT = """
+model.decoder = @RnnFc()
+RnnFc.rnn_channels = 5
+RnnFc.layers_per_stack = 1
+search_space.axes = {'RnnFc.channels': (4, 8)}
 """
 
 
 @pytest.mark.parametrize(
-    ("sample_rate", "frame_rate", "hop_size", "hop_multiple"),
+    ("decoder", "sample_rate", "frame_rate", "hop_size", "hop_multiple"),
     [
-        pytest.param(8000, 100, 80, 1, id="8 kHz"),
-        pytest.param(44_100, 300, 294, 2, id="44.1 kHz, odd hop, every second frame of 75"),
+        pytest.param(CONVOLUTIONS, 8000, 100, 80, 1, id="8 kHz"),
+        pytest.param(RECURRENT, 8000, 100, 80, 1, id="8 kHz, recurrent"),
+        pytest.param(
+            CONVOLUTIONS, 44_100, 300, 294, 2, id="44.1 kHz, odd hop, every second frame of 75"
+        ),
     ],
 )
-def test_a_model_goes_all_the_way(tmp_path, sample_rate, frame_rate, hop_size, hop_multiple):
+def test_a_model_goes_all_the_way(
+    tmp_path, decoder, sample_rate, frame_rate, hop_size, hop_multiple
+):
     dataset = prepare_demo(
         tmp_path / "data",
         n_train=2,
@@ -48,7 +62,7 @@ def test_a_model_goes_all_the_way(tmp_path, sample_rate, frame_rate, hop_size, h
         sample_rate=sample_rate,
         frame_rate=frame_rate,
     )
-    (tmp_path / "run.gin").write_text(RUN)
+    (tmp_path / "run.gin").write_text(RUN + decoder)
     run = load_run(tmp_path / "run.gin")
     candidate = run.space.candidate({"channels": 4, "hop_multiple": hop_multiple})
     task = Task("rates", candidate, run.text_for(candidate), str(dataset.path))

@@ -12,7 +12,13 @@ import pytest
 from sweeps.config import find_run, gin_root, load_run, parse_candidate, parse_run
 from sweeps.errors import MetricError, SpaceError
 from sweeps.space import Choice
-from thesis.config import REFERENCE_DECODER, SpectralLoss, SynthConfig, stages_of
+from thesis.config import (
+    REFERENCE_DECODER,
+    RnnFcConfig,
+    SpectralLoss,
+    SynthConfig,
+    stages_of,
+)
 from thesis.errors import ConfigError, UserError
 
 RUNS = sorted(path.stem for path in (gin_root() / "runs").glob("*.gin"))
@@ -65,8 +71,13 @@ def test_every_shipped_file_parses_strictly_on_its_own(file):
 @pytest.mark.parametrize("name", RUNS)
 def test_every_shipped_run_varies_the_published_model(name):
     run = load_run(find_run(name))
-    assert run.model.decoder == REFERENCE_DECODER
-    assert run.model.synth == SynthConfig(reverb_decay_seconds=0.3)
+    if name == "rnn":
+        assert run.model.decoder == RnnFcConfig(256, layers_per_stack=0)
+        assert run.model.synth == SynthConfig(reverb_seconds=3.0, reverb_decay_seconds=0.3)
+        assert run.sweep.limits.receptive_field_seconds is None
+    else:
+        assert run.model.decoder == REFERENCE_DECODER
+        assert run.model.synth == SynthConfig(reverb_decay_seconds=0.3)
     assert run.sweep.objectives == ("val_loss", "rtf_ratio")
     assert run.space.baseline() is not None
 
@@ -94,7 +105,8 @@ def test_every_value_of_every_axis_of_a_run_reaches_the_operative_configuration(
 
 @pytest.mark.parametrize("name", SPACES)
 def test_every_value_of_every_axis_of_a_space_reaches_the_operative_configuration(name, run_of):
-    text = f"include 'models/ddsp-cnn-tiny.gin'\ninclude 'spaces/{name}.gin'\n"
+    model = {"rnn": "ddsp-rnn-tiny"}.get(name, "ddsp-cnn-tiny")
+    text = f"include 'models/{model}.gin'\ninclude 'spaces/{name}.gin'\n"
     assert_every_value_arrives(run_of(text))
 
 
@@ -109,11 +121,12 @@ def test_the_resolved_text_is_the_whole_run(name):
     assert "include" not in run.text
 
 
-def test_the_knobs_in_the_header_of_tiny_exist():
-    header = (gin_root() / "runs" / "tiny.gin").read_text().partition("include")[0]
+@pytest.mark.parametrize("name", ["tiny", "rnn"])
+def test_the_knobs_in_the_header_of_a_run_exist(name):
+    header = (gin_root() / "runs" / f"{name}.gin").read_text().partition("include")[0]
     knobs = header.partition("Public knobs:")[2].replace("#", "").replace(".", "").split(",")
-    assert len(knobs) > 10
-    text = load_run(find_run("tiny")).text
+    assert len(knobs) > 8
+    text = load_run(find_run(name)).text
     for knob in knobs:
         assert f"\n{knob.strip()} = " in text
 

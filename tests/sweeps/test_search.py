@@ -13,10 +13,16 @@ from sweeps.search import Search, screen
 from sweeps.space import make_space
 from sweeps.trial import Candidate, Measurement, Provenance, Reason, Status, Trial
 from tests.sweeps.fakes import make_dataset, run_of
-from thesis.config import DecoderConfig, MeasureConfig, ModelConfig, SynthConfig, TrainConfig
+from thesis.config import (
+    DilatedConvStackConfig,
+    MeasureConfig,
+    ModelConfig,
+    SynthConfig,
+    TrainConfig,
+)
 from thesis.data import load_facts
 
-BASE = ModelConfig(DecoderConfig(), SynthConfig(), TrainConfig(), MeasureConfig())
+BASE = ModelConfig(DilatedConvStackConfig(), SynthConfig(), TrainConfig(), MeasureConfig())
 WIDTHS = {"DilatedConvStack.channels": (2, 4, 8, 16)}
 MIXED = {
     "DilatedConvStack.channels": {"low": 1, "high": 512, "log": True},

@@ -1,5 +1,6 @@
 """The search space: canonical candidates, domains that hold what they draw, one line for errors."""
 
+import dataclasses
 import hashlib
 import math
 import random
@@ -15,9 +16,10 @@ from sweeps.space import Axis, Choice, Range, SearchSpace, make_space
 from sweeps.trial import Candidate
 from thesis.config import (
     REFERENCE_DECODER,
-    DecoderConfig,
+    DilatedConvStackConfig,
     MeasureConfig,
     ModelConfig,
+    RnnFcConfig,
     SynthConfig,
     TrainConfig,
     stages_of,
@@ -282,6 +284,20 @@ def test_an_axis_that_binds_nothing_is_one_line(binding, nearest):
     assert_refused({binding: (2, 4)}, "names no parameter", nearest)
 
 
+def test_an_axis_of_a_decoder_that_is_not_in_use_is_one_line():
+    wanted = "'RnnFc.channels' reaches nothing: the decoder is DilatedConvStack"
+    assert_refused({"RnnFc.channels": (2, 4)}, wanted, "model.decoder = @RnnFc()")
+
+
+def test_an_axis_of_a_recurrent_decoder_that_makes_no_difference_is_left_out():
+    axes = {"RnnFc.channels": (2, 4), "RnnFc.layers_per_stack": (0, 1), "Synth.n_harmonics": (5,)}
+    space = make_space(axes, dataclasses.replace(BASE, decoder=RnnFcConfig(4)))
+    without = space.candidate({"channels": 4, "layers_per_stack": 0, "n_harmonics": 5})
+    assert dict(without.values) == {"layers_per_stack": 0, "n_harmonics": 5}
+    assert len(list(space.candidates())) == 3
+    assert space.config(without).decoder == RnnFcConfig(4, layers_per_stack=0)
+
+
 @pytest.mark.parametrize(
     ("binding", "domain"),
     [
@@ -309,4 +325,4 @@ def test_a_space_without_axes_is_refused():
 
 
 def test_a_default_decoder_needs_no_gin():
-    assert SPACE.config(SPACE.baseline()).decoder == DecoderConfig()
+    assert SPACE.config(SPACE.baseline()).decoder == DilatedConvStackConfig()

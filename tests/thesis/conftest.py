@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from thesis.config import DecoderConfig, MeasureConfig, ModelConfig, SynthConfig, TrainConfig
+from thesis.config import (
+    DilatedConvStackConfig,
+    MeasureConfig,
+    ModelConfig,
+    SynthConfig,
+    TrainConfig,
+)
 
 RATES = {"sample_rate": 16_000, "hop_size": 64}
 
@@ -17,7 +23,7 @@ def rates():
 def small():
     """A decoder of a hundred weights with a synthesiser to match, trained for six steps."""
     return ModelConfig(
-        DecoderConfig(channels=4, layers_per_stack=2, stacks=1, dilation_base=2),
+        DilatedConvStackConfig(channels=4, layers_per_stack=2, stacks=1, dilation_base=2),
         SynthConfig(n_harmonics=8, n_noise_bands=9, reverb_seconds=0.05),
         TrainConfig(steps=6, batch_size=2, checkpoint_every=2),
         MeasureConfig(seconds=0.02, min_calls=10, max_calls=20),

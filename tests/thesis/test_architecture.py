@@ -14,31 +14,42 @@ from thesis import reference
 from thesis.architecture import (
     INPUTS,
     Add,
+    Concat,
     Conv,
     Film,
+    Gru,
+    Take,
     TransposedConv,
     fold_batch_norm,
     initial_weights,
     inputs_seen,
+    receptive_field,
 )
-from thesis.config import DecoderConfig
+from thesis.config import DECODERS, DecoderConfig, DilatedConvStackConfig, RnnFcConfig
 
 N_OUTPUTS = st.integers(1, 20)
 CHOICES = {
-    "channels": (2, 3, 8),
-    "layers_per_stack": (1, 2, 3),
-    "stacks": (1, 2, 3),
-    "kernel_size": (1, 2, 3, 4),
-    "dilation_base": (1, 2, 3),
-    "block": ("plain", "inverted_bottleneck"),
-    "expansion": (1, 2, 3),
-    "causal": (False, True),
-    "norm": ("none", "frame", "batch", "time"),
-    "resample": ("none", "downsample", "upsample"),
-    "resample_stride": (2, 3, 8),
-    "stacks_per_resample": (1, 2, 3),
-    "resample_after_convolve": (False, True),
-    "conditioning": ("none", "shift", "scale_and_shift"),
+    DilatedConvStackConfig: {
+        "channels": (2, 3, 8),
+        "layers_per_stack": (1, 2, 3),
+        "stacks": (1, 2, 3),
+        "kernel_size": (1, 2, 3, 4),
+        "dilation_base": (1, 2, 3),
+        "block": ("plain", "inverted_bottleneck"),
+        "expansion": (1, 2, 3),
+        "causal": (False, True),
+        "norm": ("none", "frame", "batch", "time"),
+        "resample": ("none", "downsample", "upsample"),
+        "resample_stride": (2, 3, 8),
+        "stacks_per_resample": (1, 2, 3),
+        "resample_after_convolve": (False, True),
+        "conditioning": ("none", "shift", "scale_and_shift"),
+    },
+    RnnFcConfig: {
+        "rnn_channels": (1, 3, 8),
+        "channels": (2, 3, 8),
+        "layers_per_stack": (0, 1, 2),
+    },
 }
 
 
@@ -60,7 +71,7 @@ def offsets(node):
 
 
 def variations(config, name):
-    return [dataclasses.replace(config, **{name: value}) for value in CHOICES[name]]
+    return [dataclasses.replace(config, **{name: value}) for value in CHOICES[type(config)][name]]
 
 
 @given(config=st.from_type(DecoderConfig), n_outputs=N_OUTPUTS)
@@ -93,7 +104,7 @@ def test_macs_are_one_for_each_kernel_weight_and_each_frame_that_it_is_used_on(c
     n_outputs=N_OUTPUTS,
 )
 def test_counts_of_plain_decoders_have_a_closed_form(ch, layers, stacks, k, n_outputs):
-    config = DecoderConfig(ch, layers, stacks, k)
+    config = DilatedConvStackConfig(ch, layers, stacks, k)
     kernels = k * 2 * ch + layers * stacks * k * ch * ch + ch * n_outputs
     assert config.macs_per_frame(n_outputs) == kernels
     scales_and_shifts = 2 * ch * (1 + layers * stacks)
@@ -103,10 +114,12 @@ def test_counts_of_plain_decoders_have_a_closed_form(ch, layers, stacks, k, n_ou
 
 
 def test_every_field_is_varied_here():
-    assert set(CHOICES) == {f.name for f in dataclasses.fields(DecoderConfig)}
-    hints = typing.get_type_hints(DecoderConfig)
-    for name in ("block", "norm", "resample", "conditioning"):
-        assert set(CHOICES[name]) == set(typing.get_args(hints[name]))
+    assert set(CHOICES) == set(DECODERS.values())
+    for decoder, choices in CHOICES.items():
+        assert set(choices) == {f.name for f in dataclasses.fields(decoder)}
+        for name, hint in typing.get_type_hints(decoder).items():
+            if typing.get_origin(hint) is typing.Literal:
+                assert set(choices[name]) == set(typing.get_args(hint))
 
 
 @given(config=st.from_type(DecoderConfig))
@@ -117,7 +130,7 @@ def test_an_inactive_parameter_makes_no_difference(config):
 
 @given(config=st.from_type(DecoderConfig))
 def test_every_other_parameter_makes_a_difference(config):
-    for name in CHOICES.keys() - config.inactive_parameters():
+    for name in CHOICES[type(config)].keys() - config.inactive_parameters():
         assert any(network(other) != network(config) for other in variations(config, name))
 
 
@@ -134,7 +147,14 @@ def test_a_plan_is_in_the_order_of_the_forward_pass_and_channels_and_rates_fit(c
     for node in config.plan(n_outputs):
         assert node.name not in channels
         taken = [(channels[source], periods[source]) for source in node.sources]
+        if isinstance(node, Take):
+            assert node.first + node.ch_out <= taken[0][0]
+        if isinstance(node, Concat):
+            assert sum(ch for ch, _ in taken) == node.ch_out
         expected = {
+            Take: lambda n: [(channels[INPUTS], n.period)],
+            Concat: lambda n: [(channels[source], n.period) for source in n.sources],
+            Gru: lambda n: [(n.ch_in, n.period)],
             Conv: lambda n: [(n.ch_in, Fraction(n.period, n.stride))],
             TransposedConv: lambda n: [(n.ch_in, n.period * n.stride)],
             Film: lambda n: [(n.ch_out, n.period), (n.ch_in, 1)],
@@ -145,7 +165,7 @@ def test_a_plan_is_in_the_order_of_the_forward_pass_and_channels_and_rates_fit(c
     assert (channels[node.name], periods[node.name]) == (n_outputs, 1)
 
 
-@given(config=st.from_type(DecoderConfig))
+@given(config=st.from_type(DilatedConvStackConfig))
 def test_padding_makes_a_frame_for_every_stride_begun(config):
     for conv in (node for node in config.plan(3) if isinstance(node, Conv)):
         before, after = conv.padding
@@ -157,7 +177,7 @@ def test_padding_makes_a_frame_for_every_stride_begun(config):
             assert made == math.ceil(n_frames / conv.stride)
 
 
-@given(config=st.from_type(DecoderConfig))
+@given(config=st.from_type(DilatedConvStackConfig))
 def test_conditioning_starts_as_what_it_stands_in_for(weights_of, config):
     plan = dataclasses.replace(config, conditioning="none").plan(5)
     weights = weights_of(plan)
@@ -183,7 +203,7 @@ def test_conditioning_starts_as_what_it_stands_in_for(weights_of, config):
 
 def periods(**config):
     """Input frames for each frame of the blocks of three stacks of one layer each."""
-    plan = DecoderConfig(4, 1, 3, **config).plan(5)
+    plan = DilatedConvStackConfig(4, 1, 3, **config).plan(5)
     by_name = {node.name: node.period for node in plan}
     return [by_name[f"block_{i}"] for i in range(3)]
 
@@ -213,7 +233,7 @@ def test_each_stack_runs_at_its_own_rate(config, expected):
 
 
 def test_new_weights_are_glorot_uniform_and_follow_the_seed():
-    plan = DecoderConfig(channels=64).plan(126)
+    plan = DilatedConvStackConfig(channels=64).plan(126)
     weights = initial_weights(plan, seed=3)
     kernel = weights["block_0/kernel"]
     limit = np.sqrt(6 / (3 * 64 + 3 * 64))
@@ -226,8 +246,18 @@ def test_new_weights_are_glorot_uniform_and_follow_the_seed():
     assert (kernel != initial_weights(plan, seed=4)["block_0/kernel"]).any()
 
 
+def test_new_recurrent_kernels_are_orthogonal_and_glorot_uniform():
+    weights = initial_weights(RnnFcConfig(rnn_channels=32).plan(126), seed=3)
+    recurrent = weights["rnn/recurrent_kernel"]
+    np.testing.assert_allclose(recurrent @ recurrent.T, np.eye(32), atol=1e-6)
+    kernel = weights["rnn/kernel"]
+    limit = np.sqrt(6 / sum(kernel.shape))
+    assert 0.99 * limit < abs(kernel).max() <= limit
+    assert not weights["rnn/bias"].any()
+
+
 def test_new_running_moments_are_those_of_what_is_normed_already():
-    weights = initial_weights(DecoderConfig(norm="batch").plan(5), seed=0)
+    weights = initial_weights(DilatedConvStackConfig(norm="batch").plan(5), seed=0)
     assert not weights["block_0/mean"].any()
     assert (weights["block_0/variance"] == 1).all()
 
@@ -236,7 +266,7 @@ def test_new_running_moments_are_those_of_what_is_normed_already():
 
 
 @settings(max_examples=40)
-@given(config=st.from_type(DecoderConfig), seed=st.integers(0, 99))
+@given(config=st.from_type(DilatedConvStackConfig), seed=st.integers(0, 99))
 def test_a_folded_batch_norm_is_the_same_function(weights_of, config, seed):
     plan = dataclasses.replace(config, norm="batch").plan(5)
     weights = weights_of(plan, seed)
@@ -252,7 +282,7 @@ def test_a_folded_batch_norm_is_the_same_function(weights_of, config, seed):
     }
 
 
-@given(config=st.from_type(DecoderConfig).filter(lambda config: config.norm != "batch"))
+@given(config=st.from_type(DilatedConvStackConfig).filter(lambda config: config.norm != "batch"))
 def test_other_norms_are_left_as_they_are(weights_of, config):
     plan = config.plan(5)
     weights = weights_of(plan)
@@ -274,7 +304,7 @@ def test_what_is_seen_spans_all_ways_through_the_graph():
     assert inputs_seen(plan, 100) == (97, 111)
 
 
-@given(config=st.from_type(DecoderConfig))
+@given(config=st.from_type(DilatedConvStackConfig))
 def test_without_resampling_what_is_seen_has_a_closed_form(config):
     config = dataclasses.replace(config, resample="none")
     taps = config.kernel_size - 1
@@ -304,7 +334,7 @@ def frames_seen(config, weights, outputs, inputs):
     return seen
 
 
-SMALL = st.from_type(DecoderConfig).filter(
+SMALL = st.from_type(DilatedConvStackConfig).filter(
     lambda config: config.norm != "time" and config.receptive_field_frames <= 40
 )
 
@@ -327,3 +357,23 @@ def test_what_is_seen_is_what_an_output_depends_on(weights_of, config):
     assert config.streamable == (ahead == 0)
     if config.causal:
         assert config.streamable
+
+
+@given(config=st.from_type(RnnFcConfig), at=st.integers(0, 9))
+def test_a_recurrent_decoder_sees_all_frames_before_and_none_after(weights_of, config, at):
+    assert (config.receptive_field_frames, config.lookahead_frames) == (None, 0)
+    assert config.streamable
+    weights = weights_of(config.plan(3))
+    seen = frames_seen(config, weights, outputs=range(10), inputs=range(10))
+    assert seen[at] == list(range(at + 1))
+
+
+def test_an_unbounded_field_stays_unbounded_through_any_layer():
+    plan = (
+        Conv("down", (INPUTS,), 2, 2, 4, stride=2, period=2),
+        Gru("rnn", ("down",), 3, 2, period=2),
+        TransposedConv("up", ("rnn",), 2, 3, 2),
+        Conv("last", ("up",), 1, 2, 3, lookahead=1),
+    )
+    assert inputs_seen(plan, 101) == (-math.inf, 102)
+    assert receptive_field(plan) == (None, 1)

@@ -9,10 +9,12 @@ import pytest
 
 from thesis.config import (
     CONFIGS,
+    DECODERS,
     REFERENCE_DECODER,
-    DecoderConfig,
+    DilatedConvStackConfig,
     MeasureConfig,
     ModelConfig,
+    RnnFcConfig,
     SynthConfig,
     TrainConfig,
     from_gin,
@@ -40,11 +42,11 @@ def assert_one_line_with_hint(error):
 @pytest.mark.parametrize(("channels", "count"), [(8, 2_446), (16, 7_070), (128, 313_726)])
 def test_the_thesis_models_have_their_published_parameter_counts(channels, count):
     assert SynthConfig().n_outputs == 126
-    assert DecoderConfig(channels=channels).parameter_count(126) == count
+    assert DilatedConvStackConfig(channels=channels).parameter_count(126) == count
 
 
 def test_the_reference_is_ddsp_cnn_tiny():
-    tiny = DecoderConfig(8, 3, 2, 3, 3, block="plain", causal=True, norm="frame")
+    tiny = DilatedConvStackConfig(8, 3, 2, 3, 3, block="plain", causal=True, norm="frame")
     assert tiny == REFERENCE_DECODER
     assert REFERENCE_DECODER.parameter_count(SynthConfig().n_outputs) < 2_500
     assert REFERENCE_DECODER.dilations == (1, 3, 9, 1, 3, 9)
@@ -91,15 +93,15 @@ def test_a_whole_number_may_stand_for_any_number():
 
 def test_a_fraction_may_not_stand_for_a_whole_number():
     with pytest.raises(ConfigError, match=r"channels = 8\.0 has the wrong type"):
-        DecoderConfig(channels=8.0)
+        DilatedConvStackConfig(channels=8.0)
 
 
 def test_a_configuration_is_the_sum_of_its_stages():
-    config = ModelConfig(
-        DecoderConfig(channels=3), SynthConfig(n_harmonics=4), TrainConfig(steps=5), MeasureConfig()
-    )
-    assert list(stages_of(config)) == list(CONFIGS)
-    assert ModelConfig.of_stages(stages_of(config)) == config
+    for name, decoder in DECODERS.items():
+        stages = (decoder(channels=3), SynthConfig(n_harmonics=4), TrainConfig(), MeasureConfig())
+        config = ModelConfig(*stages)
+        assert list(stages_of(config)) == [name, "Synth", "train", "measure"]
+        assert ModelConfig.of_stages(stages_of(config)) == config
 
 
 def test_bindings_reach_every_stage(clean_gin):
@@ -112,21 +114,52 @@ def test_bindings_reach_every_stage(clean_gin):
         """
     )
     config = from_gin()
-    assert config.decoder == DecoderConfig(channels=5)
+    assert config.decoder == DilatedConvStackConfig(channels=5)
     assert config.synth == SynthConfig(n_harmonics=7)
     assert config.train == TrainConfig(steps=11)
     assert config.measure == MeasureConfig(min_calls=13)
 
 
+def test_a_model_has_the_decoder_that_gin_chooses(clean_gin):
+    gin.parse_config("model.decoder = @RnnFc()\nRnnFc.rnn_channels = 5")
+    assert from_gin().decoder == RnnFcConfig(rnn_channels=5)
+    gin.clear_config()
+    gin.parse_config("model.decoder = @DilatedConvStack()\nDilatedConvStack.channels = 5")
+    assert from_gin().decoder == DilatedConvStackConfig(channels=5)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("RnnFc.channels = 5", "RnnFc.channels reaches nothing: the decoder is DilatedConvStack"),
+        (
+            "model.decoder = @RnnFc()\nDilatedConvStack.stacks = 5",
+            "DilatedConvStack.stacks reaches nothing: the decoder is RnnFc",
+        ),
+        ("model.decoder = 'RnnFc'", "model.decoder = 'RnnFc' is no decoder"),
+        ("model.decoder = @Synth()", "model.decoder = SynthConfig(.*) is no decoder"),
+        ("model.decoder = @RnnFc()\nRnnFc.channels = 0", "RnnFc.channels = 0 is outside its range"),
+    ],
+)
+def test_a_decoder_that_cannot_be_is_one_line_with_a_hint(clean_gin, text, message):
+    gin.parse_config(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        from_gin()
+    assert_one_line_with_hint(caught.value)
+    assert type(pickle.loads(pickle.dumps(caught.value))) is ConfigError
+
+
 def test_without_bindings_everything_has_its_default(clean_gin):
     gin.parse_config("DilatedConvStack.channels = 5")
     gin.clear_config()
-    assert from_gin() == ModelConfig(DecoderConfig(), SynthConfig(), TrainConfig(), MeasureConfig())
+    assert from_gin() == ModelConfig(
+        DilatedConvStackConfig(), SynthConfig(), TrainConfig(), MeasureConfig()
+    )
 
 
 def test_the_dataclasses_themselves_know_nothing_of_gin(clean_gin):
     gin.parse_config("DilatedConvStack.channels = 5")
-    assert DecoderConfig().channels == 8
+    assert DilatedConvStackConfig().channels == 8
 
 
 @pytest.mark.parametrize("kind", [UserError, ConfigError, ExportError, BundleError])
@@ -148,5 +181,5 @@ def test_the_hop_of_a_decoder_is_a_multiple_of_the_datasets():
 @pytest.mark.parametrize(("seconds", "inactive"), [(0, {"Synth.reverb_decay_seconds"}), (1, set())])
 def test_without_a_reverb_its_decay_makes_no_difference(seconds, inactive):
     synth = SynthConfig(reverb_seconds=seconds, reverb_decay_seconds=0.5)
-    config = ModelConfig(DecoderConfig(), synth, TrainConfig(), MeasureConfig())
+    config = ModelConfig(DilatedConvStackConfig(), synth, TrainConfig(), MeasureConfig())
     assert {name for name in config.inactive_parameters() if "Synth" in name} == inactive

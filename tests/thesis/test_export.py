@@ -9,7 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from thesis.config import REFERENCE_DECODER, DecoderConfig, SynthConfig
+from thesis.config import (
+    REFERENCE_DECODER,
+    DecoderConfig,
+    DilatedConvStackConfig,
+    RnnFcConfig,
+    SynthConfig,
+)
 from thesis.errors import ExportError
 from thesis.export import reference_onnx
 from thesis.runtimes.onnx_runtime import Session
@@ -100,7 +106,7 @@ def test_the_norm_over_channels_costs_six_nodes_a_layer(export):
 
 @pytest.mark.parametrize("block", ["plain", "inverted_bottleneck"])
 def test_without_norm_the_model_holds_the_weights_and_nothing_else(export, block):
-    config = DecoderConfig(norm="none", block=block)
+    config = DilatedConvStackConfig(norm="none", block=block)
     model = onnx.load_from_string(export(config, SYNTH)[0])
     sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in model.graph.initializer}
     limits_of_relu6 = sizes.pop("zero") + sizes.pop("six")
@@ -109,9 +115,29 @@ def test_without_norm_the_model_holds_the_weights_and_nothing_else(export, block
     assert sum(sizes.values()) == config.parameter_count(SYNTH.n_outputs)
 
 
+@pytest.mark.parametrize(("layers", "n_nodes"), [(0, 9), (1, 9 + 3 * 8)])
+def test_the_graph_of_a_gru_is_one_node_between_two_layouts(export, layers, n_nodes):
+    model = onnx.load_from_string(export(RnnFcConfig(4, 5, layers), SYNTH)[0])
+    kinds = [node.op_type for node in model.graph.node]
+    at = kinds.index("GRU")
+    assert kinds[at - 1 : at + 4] == ["Transpose", "GRU", "Squeeze", "Transpose", "Concat"]
+    assert len(kinds) == n_nodes
+    layer = ["Conv", "Mul", "Conv", "Sqrt", "Div", "Mul", "Add", "LeakyRelu"]
+    assert kinds[1:9] == layer or not layers
+
+
+def test_the_metadata_tell_a_recurrent_decoder_from_others(export):
+    config = RnnFcConfig(4, 5, 1)
+    metadata = Session(export(config, SYNTH)[0]).metadata
+    assert metadata["decoder_type"] == "RnnFc"
+    assert RnnFcConfig(**metadata["decoder"]) == config
+    assert metadata["receptive_field_frames"] is None
+
+
 def test_the_metadata_says_what_goes_in_and_what_comes_out(export, rates):
     metadata = Session(export(REFERENCE_DECODER, SYNTH)[0]).metadata
     assert metadata == {
+        "decoder_type": "DilatedConvStack",
         "decoder": asdict(REFERENCE_DECODER),
         "synth": asdict(SYNTH),
         "receptive_field_frames": 55,
@@ -120,7 +146,7 @@ def test_the_metadata_says_what_goes_in_and_what_comes_out(export, rates):
         **rates,
     }
     assert SynthConfig(**metadata["synth"]) == SYNTH
-    assert DecoderConfig(**metadata["decoder"]) == REFERENCE_DECODER
+    assert DilatedConvStackConfig(**metadata["decoder"]) == REFERENCE_DECODER
 
 
 def test_equal_models_are_equal_bytes(export):
@@ -130,7 +156,7 @@ def test_equal_models_are_equal_bytes(export):
 def test_the_reference_is_ddsp_cnn_tiny_at_the_rates_of_the_candidate():
     session = Session(reference_onnx(sample_rate=8000, hop_size=80))
     assert (session.sample_rate, session.hop_size) == (8000, 80)
-    assert DecoderConfig(**session.metadata["decoder"]) == REFERENCE_DECODER
+    assert DilatedConvStackConfig(**session.metadata["decoder"]) == REFERENCE_DECODER
     assert session(np.zeros((1, 2, 9), np.float32)).shape == (1, 126, 9)
 
 

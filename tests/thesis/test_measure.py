@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from thesis import measure as stage
-from thesis.config import REFERENCE_DECODER, DecoderConfig, MeasureConfig, SynthConfig
+from thesis.config import REFERENCE_DECODER, DilatedConvStackConfig, MeasureConfig, SynthConfig
 from thesis.errors import ExportError
 from thesis.measure import (
     ROUNDS,
@@ -189,7 +189,7 @@ def test_a_measurement_is_whole_and_in_order(export, small):
 
 
 def test_a_network_a_hundred_times_larger_is_slower(export, small):
-    huge, _ = export(DecoderConfig(channels=128), SynthConfig())
+    huge, _ = export(DilatedConvStackConfig(channels=128), SynthConfig())
     assert measure_rtf(huge, 1.0, small.measure).rtf_ratio > 2
 
 

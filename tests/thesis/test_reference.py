@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thesis import reference
-from thesis.architecture import Add, Conv, Film, TransposedConv
+from thesis.architecture import Add, Concat, Conv, Film, Gru, Take, TransposedConv
 from thesis.config import DecoderConfig, SynthConfig
 from thesis.controls import Outputs
 
@@ -37,14 +37,50 @@ def decode_frame_by_frame(inputs, weights, config):
                 ]
                 for t in range(n_frames)
             ]
+        elif isinstance(node, Gru):
+            y, state = [], [0.0] * node.ch_out
+            for frame in sources[0]:
+                state = [recurrent(frame, state, c, node, weights) for c in range(node.ch_out)]
+                y.append(state)
+        elif isinstance(node, Take):
+            y = [[frame[node.first + c] for c in range(node.ch_out)] for frame in sources[0]]
+        elif isinstance(node, Concat):
+            y = [[v for frame in frames for v in frame] for frames in zip(*sources, strict=True)]
         else:
+            assert isinstance(node, Add)
             y = [
                 [sum(numbers) for numbers in zip(*frames, strict=True)]
                 for frames in zip(*sources, strict=True)
             ]
-        clipped = not isinstance(node, Add) and node.relu6
-        values[node.name] = [[min(max(v, 0.0), 6.0) for v in f] for f in y] if clipped else y
+        last = ACTIVATIONS[getattr(node, "activation", "none")]
+        values[node.name] = [[last(v) for v in frame] for frame in y]
     return np.array(values["output"])
+
+
+ACTIVATIONS = {
+    "none": lambda v: v,
+    "relu6": lambda v: min(max(v, 0.0), 6.0),
+    "leaky_relu": lambda v: max(v, 0.2 * v),
+}
+
+
+def recurrent(x, state, c, gru, weights):
+    """One channel of the next state of a GRU."""
+    kernel, recurrent_kernel, bias = (
+        weights[f"{gru.name}/{name}"].astype(float)
+        for name in ("kernel", "recurrent_kernel", "bias")
+    )
+
+    def linear(gate):
+        at = gate * gru.ch_out + c
+        from_input = sum(v * kernel[i, at] for i, v in enumerate(x)) + bias[0, at]
+        from_state = sum(v * recurrent_kernel[i, at] for i, v in enumerate(state)) + bias[1, at]
+        return from_input, from_state
+
+    update, reset = (1 / (1 + math.exp(-sum(linear(gate)))) for gate in (0, 1))
+    from_input, from_state = linear(2)
+    new = math.tanh(from_input + reset * from_state)
+    return update * state[c] + (1 - update) * new
 
 
 def convolved(x, t, conv, kernel):
@@ -82,6 +118,9 @@ def normed(y, t, c, layer, weights):
     def weight(name):
         return float(weights[f"{layer.name}/{name}"][c])
 
+    if layer.bias:
+        bias = weights[f"{layer.name}/bias"].astype(float)
+        y = [[v + b for v, b in zip(frame, bias, strict=True)] for frame in y]
     x = y[t][c]
     if layer.norm == "none":
         return x + weight("bias") if layer.affine else x
@@ -89,7 +128,7 @@ def normed(y, t, c, layer, weights):
         mean, variance, epsilon = weight("mean"), weight("variance"), 1e-3
     else:
         over = y[t] if layer.norm == "frame" else [v for frame in y for v in frame]
-        mean, epsilon = sum(over) / len(over), 1e-5
+        mean, epsilon = sum(over) / len(over), 1e-3 if layer.bias else 1e-5
         variance = sum((v - mean) ** 2 for v in over) / len(over)
     x = (x - mean) / math.sqrt(variance + epsilon)
     return x * weight("scale") + weight("shift") if layer.affine else x

@@ -1,4 +1,4 @@
-"""The dilated convolution decoder in TensorFlow. Needs TensorFlow."""
+"""A decoder in TensorFlow: runs the plan of a configuration. Needs TensorFlow."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,16 +10,21 @@ import numpy.typing as npt
 from thesis._ddsp import tf
 from thesis.architecture import (
     INPUTS,
-    NORM_EPSILON,
+    LEAK,
+    Activation,
     Add,
+    Concat,
     Conv,
     Film,
+    Gru,
     Layer,
     Node,
+    Take,
     TransposedConv,
     initial_weights,
 )
 from thesis.config import DecoderConfig
+from thesis.gru import gru
 
 MOMENTUM = 0.99
 """Of the running moments of batch norms, in the long run."""
@@ -39,8 +44,8 @@ class _Call:
     moments: dict[str, Any] | None
 
 
-class DilatedConvStack(tf.Module):  # type: ignore[misc]
-    """The decoder of DDSP-CNN: dilated convolutions over time, see `DecoderConfig`.
+class Decoder(tf.Module):  # type: ignore[misc]
+    """A network of any architecture, see the configurations in `thesis.config`.
 
     TensorFlow's CPU kernels for dilated convolution are slow. With few channels it is faster to
     lay the shifted inputs side by side and multiply once.
@@ -75,7 +80,10 @@ class DilatedConvStack(tf.Module):  # type: ignore[misc]
             Conv: self._conv,
             TransposedConv: self._transposed_conv,
             Film: self._film,
+            Gru: self._gru,
             Add: self._add,
+            Take: self._take,
+            Concat: self._concat,
         }
         call = _Call(tf.shape(inputs)[1], {} if training else None)
         values = {INPUTS: inputs}
@@ -131,25 +139,32 @@ class DilatedConvStack(tf.Module):  # type: ignore[misc]
 
         y = x * of_conditions("scale") if film.scaled else x
         y = y + of_conditions("shift")
-        return tf.nn.relu6(y) if film.relu6 else y
+        return _activated(film.activation, y)
+
+    def _gru(self, layer: Gru, _: _Call, x: Any) -> Any:
+        kinds = ("kernel", "recurrent_kernel", "bias")
+        return gru(x, *(self._weight(layer, kind) for kind in kinds))
 
     def _add(self, _: Add, __: _Call, *sources: Any) -> Any:
         return tf.add_n(sources)
 
+    def _take(self, take: Take, _: _Call, x: Any) -> Any:
+        return x[:, :, take.first : take.first + take.ch_out]
+
+    def _concat(self, _: Concat, __: _Call, *sources: Any) -> Any:
+        return tf.concat(sources, axis=-1)
+
     def _normed(self, layer: Layer, call: _Call, y: Any) -> Any:
         """Returns what a convolution has computed, through its norm and its activation."""
-        if layer.norm == "none":
-            y = y + self._weight(layer, "bias") if layer.affine else y
-        else:
+        if layer.biased:
+            y = y + self._weight(layer, "bias")
+        if layer.norm != "none":
             mean, variance = self._moments(layer, call, y)
-            gain = tf.math.rsqrt(variance + NORM_EPSILON[layer.norm])
-            if layer.affine:
-                y = (y - mean) * (gain * self._weight(layer, "scale")) + self._weight(
-                    layer, "shift"
-                )
-            else:
-                y = (y - mean) * gain
-        return tf.nn.relu6(y) if layer.relu6 else y
+            gain = tf.math.rsqrt(variance + layer.epsilon)
+            y = (y - mean) * (gain * self._weight(layer, "scale") if layer.rescaled else gain)
+        if layer.rescaled:
+            y = y + self._weight(layer, "shift")
+        return _activated(layer.activation, y)
 
     def _moments(self, layer: Layer, call: _Call, y: Any) -> tuple[Any, Any]:
         """Returns the mean and the variance that a norm takes out."""
@@ -175,3 +190,9 @@ class DilatedConvStack(tf.Module):  # type: ignore[misc]
     def named_weights(self) -> dict[str, npt.NDArray[np.float32]]:
         """Returns a copy of every weight by its name in the plan."""
         return {name: weight.numpy() for name, weight in self.weights.items()}
+
+
+def _activated(activation: Activation, y: Any) -> Any:
+    if activation == "relu6":
+        return tf.nn.relu6(y)
+    return tf.nn.leaky_relu(y, LEAK) if activation == "leaky_relu" else y

@@ -1,23 +1,27 @@
 """The TensorFlow decoder: against stock Keras layers, the float64 twin, and its own claims."""
 
 import dataclasses
+import importlib
 import math
+import sys
+import types
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thesis.config import REFERENCE_DECODER, DecoderConfig
-from thesis.dilated_conv import DilatedConvStack
+from thesis.config import REFERENCE_DECODER, DecoderConfig, DilatedConvStackConfig, RnnFcConfig
+from thesis.decoder import Decoder
 
 BOUNDED = ("none", "frame", "batch")
 """Norms that see no more than the convolutions do."""
 
 
 def decoder_with(config, weights, n_outputs=5):
-    decoder = DilatedConvStack(config, n_outputs)
+    decoder = Decoder(config, n_outputs)
     assert weights.keys() == decoder.weights.keys()
     for name, value in weights.items():
         decoder.weights[name].assign(value)
@@ -31,18 +35,21 @@ def frames_reached(config, at, n_frames):
     """
     inputs = np.random.default_rng(0).normal(size=(1, n_frames, 2)).astype(np.float32)
     inputs[:, at] = np.nan
-    outputs = DilatedConvStack(config, 7)(inputs).numpy()[0]
+    outputs = Decoder(config, 7)(inputs).numpy()[0]
     reached = np.isnan(outputs)
     assert (reached.all(axis=1) == reached.any(axis=1)).all()
     return np.flatnonzero(reached.any(axis=1))
 
 
-RESAMPLED = DecoderConfig(8, 2, 2, 3, 2, resample="downsample", conditioning="scale_and_shift")
+RESAMPLED = DilatedConvStackConfig(
+    8, 2, 2, 3, 2, resample="downsample", conditioning="scale_and_shift"
+)
+RECURRENT = RnnFcConfig(6, 5, 1)
 
 
 @pytest.mark.parametrize("config", [REFERENCE_DECODER, RESAMPLED], ids=["tiny", "resampled"])
 def test_what_nan_does_not_reach_does_not_change(config):
-    decoder = DilatedConvStack(config, 7)
+    decoder = Decoder(config, 7)
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(8, 120, 2)).astype(np.float32)
     changed = inputs.copy()
@@ -169,15 +176,66 @@ def keras_macs(model):
     return total
 
 
+@pytest.fixture(scope="module")
+def stock_rnn():
+    """ddsp's own `RnnFcDecoder`.
+
+    The package around it needs what is not installed, its file does not; and gin is to know one
+    `DilatedConvStack` only, ours.
+    """
+    from thesis._ddsp import ddsp
+
+    package = types.ModuleType("ddsp.training")
+    package.__path__ = [str(Path(ddsp.__file__).parent / "training")]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(sys.modules, "ddsp.training", package)
+        patched.setattr("gin.register", lambda configurable, **_: configurable)
+        module = importlib.import_module("ddsp.training.decoders")
+
+    def stock_rnn(config, n_outputs):
+        decoder = module.RnnFcDecoder(
+            config.rnn_channels,
+            ch=config.channels,
+            layers_per_stack=config.layers_per_stack,
+            input_keys=("ld_scaled", "f0_scaled"),
+            output_splits=(("outputs", n_outputs),),
+        )
+        decoder(dict.fromkeys(("ld_scaled", "f0_scaled"), np.zeros((1, 1, 1), np.float32)))
+        return decoder
+
+    return stock_rnn
+
+
+@pytest.mark.parametrize(
+    "config", [RnnFcConfig(4, 5, 3), RnnFcConfig(6, 5, 1), RnnFcConfig(3, 5, 0)]
+)
+def test_the_recurrent_decoder_is_ddsps_own(config, weights_of, stock_rnn):
+    weights = weights_of(config.plan(7))
+    theirs = stock_rnn(config, 7)
+    shapes = [weight.shape for weight in theirs.get_weights()]
+    theirs.set_weights([w.reshape(s) for w, s in zip(weights.values(), shapes, strict=True)])
+    inputs = np.random.default_rng(0).normal(size=(2, 30, 2)).astype(np.float32)
+    expected = theirs({"ld_scaled": inputs[..., :1], "f0_scaled": inputs[..., 1:]})["outputs"]
+    np.testing.assert_allclose(decoder_with(config, weights, 7)(inputs), expected, atol=1e-5)
+    assert abs(expected).numpy().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("config", "count"), [(RnnFcConfig(), 4_801_150), (RnnFcConfig(256, 512, 0), 232_314)]
+)
+def test_the_thesis_recurrent_models_have_as_many_parameters_as_ddsps(config, count, stock_rnn):
+    assert config.parameter_count(126) == stock_rnn(config, 126).count_params() == count
+
+
 NORMS = ("none", "frame", "batch", "time")
 SAME_AS_KERAS = [
     *(
-        DecoderConfig(4, 2, 1, 3, 2, block=block, norm=norm, causal=norm != "batch")
+        DilatedConvStackConfig(4, 2, 1, 3, 2, block=block, norm=norm, causal=norm != "batch")
         for block in ("plain", "inverted_bottleneck")
         for norm in NORMS
     ),
     *(
-        DecoderConfig(
+        DilatedConvStackConfig(
             4, 1, 3, 3, norm=norm, causal=causal, resample=resample, resample_stride=stride,
             stacks_per_resample=every, resample_after_convolve=after, conditioning=conditioning,
             block=block,
@@ -236,7 +294,7 @@ def test_a_norm_over_time_sees_the_whole_clip_also_when_convolutions_are_causal(
 @pytest.mark.parametrize("dilation_base", [1, 2, 3])
 @pytest.mark.parametrize("norm", BOUNDED)
 def test_the_receptive_field_of_shipped_spaces_is_its_closed_form(kernel_size, dilation_base, norm):
-    config = DecoderConfig(8, 3, 2, kernel_size, dilation_base, norm=norm)
+    config = DilatedConvStackConfig(8, 3, 2, kernel_size, dilation_base, norm=norm)
     powers = sum(dilation_base**j for j in range(3))
     field = 1 + (kernel_size - 1) * (1 + 2 * powers)
     assert config.receptive_field_frames == field
@@ -263,7 +321,9 @@ def test_a_centred_decoder_sees_as_far_ahead_as_back(kernel_size):
     assert (reached[0], reached[-1]) == (5, 2 * half + 5)
 
 
-@pytest.mark.parametrize("config", [REFERENCE_DECODER, RESAMPLED], ids=["tiny", "resampled"])
+@pytest.mark.parametrize(
+    "config", [REFERENCE_DECODER, RESAMPLED, RECURRENT], ids=["tiny", "resampled", "recurrent"]
+)
 def test_the_decoder_runs_in_a_graph_with_frames_left_open(config, weights_of):
     from thesis._ddsp import tf
 
@@ -285,7 +345,7 @@ def test_a_resampled_decoder_compiles_as_training_has_it(resample, weights_of):
 
 
 def test_named_weights_are_copies():
-    decoder = DilatedConvStack(REFERENCE_DECODER, 5)
+    decoder = Decoder(REFERENCE_DECODER, 5)
     before = decoder.named_weights()
     decoder.weights["output/bias"].assign(np.ones(5, np.float32))
     assert not before["output/bias"].any()
@@ -296,13 +356,22 @@ def test_named_weights_are_copies():
 @pytest.mark.parametrize("block", ["plain", "inverted_bottleneck"])
 @pytest.mark.parametrize("conditioning", ["none", "shift", "scale_and_shift"])
 def test_every_weight_is_trained(block, norm, conditioning):
-    from thesis._ddsp import tf
-
     resample = "upsample" if conditioning == "none" else "downsample"
-    config = DecoderConfig(
+    config = DilatedConvStackConfig(
         layers_per_stack=1, block=block, norm=norm, conditioning=conditioning, resample=resample
     )
-    decoder = DilatedConvStack(config, 5)
+    assert_every_weight_is_trained(config)
+
+
+@pytest.mark.parametrize("layers_per_stack", [0, 1, 2])
+def test_every_weight_of_a_recurrent_decoder_is_trained(layers_per_stack):
+    assert_every_weight_is_trained(RnnFcConfig(4, 5, layers_per_stack))
+
+
+def assert_every_weight_is_trained(config):
+    from thesis._ddsp import tf
+
+    decoder = Decoder(config, 5)
     assert sum(int(tf.size(v)) for v in decoder.trainable_variables) == (
         decoder.config.parameter_count(5)
     )
@@ -319,7 +388,7 @@ def test_every_weight_is_trained(block, norm, conditioning):
 
 
 def test_in_training_a_batch_norm_takes_the_moments_of_the_batch(weights_of):
-    config = DecoderConfig(4, 1, 1, 1, norm="batch")
+    config = DilatedConvStackConfig(4, 1, 1, 1, norm="batch")
     weights = weights_of(config.plan(5))
     decoder = decoder_with(config, weights)
     inputs = np.random.default_rng(0).normal(size=(3, 50, 2)).astype(np.float32)
@@ -338,7 +407,7 @@ def test_in_training_a_batch_norm_takes_the_moments_of_the_batch(weights_of):
 
 def test_running_moments_are_the_mean_of_all_batches_from_the_first_one_on():
     """Without the zeros and ones that they start as; then the older ones fade."""
-    decoder = DilatedConvStack(DecoderConfig(2, 1, 1, 1, norm="batch"), 5)
+    decoder = Decoder(DilatedConvStackConfig(2, 1, 1, 1, norm="batch"), 5)
     kernel = decoder.weights["input/kernel"].numpy()[0].astype(float)
     rng = np.random.default_rng(0)
     means, variances = [], []
@@ -359,7 +428,7 @@ def test_running_moments_are_the_mean_of_all_batches_from_the_first_one_on():
 
 
 def test_what_a_batch_norm_does_after_training_moves_nothing():
-    decoder = DilatedConvStack(DecoderConfig(norm="batch"), 5)
+    decoder = Decoder(DilatedConvStackConfig(norm="batch"), 5)
     inputs = np.random.default_rng(0).normal(size=(2, 30, 2)).astype(np.float32)
     decoder(inputs, training=True)
     before = decoder.named_weights()
