@@ -139,7 +139,7 @@ class DilatedConvStackConfig(DecoderConfig):
         export; 'time', ddsp's own: moments over all frames and channels of the clip.
       resample: 'none'; 'downsample', strided convolutions between stacks, and one transposed one
         after the last stack that brings the frame rate back; 'upsample', the mirror image: one
-        strided convolution first, transposed ones between stacks.
+        strided convolution first, transposed ones between stacks. All of them are linear.
       resample_stride: Factor of one resampling, 2 to 8. Resamplings that would take the total
         factor beyond 64 are left out.
       stacks_per_resample: Stacks to a resampling, 1 to 12, or all that there are if they are
@@ -241,7 +241,7 @@ class DilatedConvStackConfig(DecoderConfig):
         return 0 if self.causal else (self.kernel_size - 1) * dilation // 2
 
     def _down(self, name: str, source: Node, stride: int) -> Conv:
-        """Returns a strided convolution.
+        """Returns a strided convolution; it is linear, so that it keeps the size of the sums.
 
         Causal, an output frame sees its own input frame and those that were skipped before;
         otherwise its own and those that are skipped after it.
@@ -250,7 +250,7 @@ class DilatedConvStackConfig(DecoderConfig):
         return Conv(
             name, (source.name,), ch, ch, stride,
             lookahead=0 if self.causal else stride - 1, stride=stride,
-            norm=self.norm, activation="relu6", period=source.period * stride,
+            period=source.period * stride,
         )  # fmt: skip
 
     def _up(self, name: str, source: Node, stride: int) -> TransposedConv:
@@ -258,7 +258,7 @@ class DilatedConvStackConfig(DecoderConfig):
         ch = self.channels
         return TransposedConv(
             name, (source.name,), ch, ch, stride, 0 if self.causal else stride // 2,
-            norm=self.norm, activation="relu6", period=source.period // stride,
+            period=source.period // stride,
         )  # fmt: skip
 
     def _block(self, name: str, source: Node, dilation: int) -> list[Node]:

@@ -95,19 +95,15 @@ def keras_decoder(config, weights, n_frames):
         return x if name == "output" else finish(x, name, relu6, affine)
 
     def upsample(x, name, stride):
-        biased = config.norm == "none"
-        names = [f"{name}/transposed", f"{name}/bias"][: 1 + biased]
-        options = {"strides": stride, "use_bias": biased}
+        names = [f"{name}/transposed", f"{name}/bias"]
         if config.causal:
-            layer = layers.Conv1DTranspose(ch, 2 * stride, padding="valid", **options)
-            x = layers.Cropping1D((0, stride))(load(layer, x, *names))
-        else:
-            layer = layers.Conv1DTranspose(ch, 2 * stride, padding="same", **options)
-            x = load(layer, x, *names)
-        return finish(x, name, relu6=True)
+            layer = layers.Conv1DTranspose(ch, 2 * stride, stride, padding="valid")
+            return layers.Cropping1D((0, stride))(load(layer, x, *names))
+        return load(layers.Conv1DTranspose(ch, 2 * stride, stride, padding="same"), x, *names)
 
     def downsample(x, name, stride):
-        return conv(x, name, ch, stride, strides=stride)
+        layer = layers.Conv1D(ch, stride, stride, padding=padding)
+        return load(layer, x, f"{name}/kernel", f"{name}/bias")
 
     def film(x, name, relu6):
         controls = inputs[:, :: n_frames // x.shape[1]]
