@@ -166,8 +166,8 @@ def test_settings_are_counted_without_going_through_them():
     assert SPACE.n_settings == math.prod(len(axis.domain.values) for axis in SPACE.axes)
     assert SPACE.n_settings > len(list(SPACE.candidates()))
     axes = {f"DilatedConvStack.{name}": tuple(range(1, 13)) for name in ("stacks", "channels")}
-    axes |= {"train.seed": tuple(range(10**5)), "train.steps": tuple(range(10**5))}
-    assert make_space(axes, BASE).n_settings == 144 * 10**10
+    axes |= {"train.seed": tuple(range(2000)), "train.steps": tuple(range(2000))}
+    assert make_space(axes, BASE).n_settings == 144 * 2000**2
 
 
 def test_the_base_is_a_candidate_where_the_axes_hold_it():
