@@ -42,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--data", type=Path, default=_RECORDINGS, help="folder that holds violin/ and cello/"
     )
     parser.add_argument("--steps", type=int, help="of training; default: 1000, with --quick 20")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="default: ddsp's, 1e-3")
     options = parser.parse_args(arguments)
     if not (options.data / "violin").is_dir() or not (options.data / "cello").is_dir():
         harness.say(
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     qualities = _qualities(violin)
     largest = max(loss.largest_difference for loss in losses.values())
     _print_violin(losses, qualities)
-    trials = _trained(options.data / "cello", steps)
+    trials = _trained(options.data / "cello", steps, options.learning_rate)
     _print_cello(trials)
     result = harness.Result(
         NAME,
@@ -71,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             },
         },
     )
-    harness.emit(result, quick=options.quick, options=f"--steps {steps}")
+    asked = f"--steps {steps} --learning-rate {options.learning_rate:g}"
+    harness.emit(result, quick=options.quick, options=asked)
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ def _qualities(violin: Violin) -> dict[str, Quality]:
     return {model: compare(clips, audio, _VIOLIN) for model, audio in violin.renderings.items()}
 
 
-def _trained(recordings: Path, steps: int) -> dict[str, Trial]:
+def _trained(recordings: Path, steps: int, learning_rate: float) -> dict[str, Trial]:
     """Returns a trial of each decoder on the same dataset."""
     from sweeps.config import find_run, load_run
     from sweeps.evaluate import Task, evaluate
@@ -168,7 +170,8 @@ def _trained(recordings: Path, steps: int) -> dict[str, Trial]:
     from thesis.prepare import prepare
 
     channels = ", ".join(map(str, _CHANNELS.values()))
-    run = load_run(find_run("tiny"), [f"STEPS={steps}", f"CHANNELS=({channels})"])
+    options = [f"STEPS={steps}", f"LEARNING_RATE={learning_rate}", f"CHANNELS=({channels})"]
+    run = load_run(find_run("tiny"), options)
     baseline = dict(run.space.baseline().values)
     trials = {}
     with harness.scratch_folder() as folder:
