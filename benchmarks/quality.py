@@ -42,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--data", type=Path, default=_RECORDINGS, help="folder that holds violin/ and cello/"
     )
     parser.add_argument("--steps", type=int, help="of training; default: 1000, with --quick 20")
-    parser.add_argument("--learning-rate", type=float, default=1e-3, help="default: ddsp's, 1e-3")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="K=V", help="a knob of the run, as in launch"
+    )
     options = parser.parse_args(arguments)
     if not (options.data / "violin").is_dir() or not (options.data / "cello").is_dir():
         harness.say(
@@ -55,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     qualities = _qualities(violin)
     largest = max(loss.largest_difference for loss in losses.values())
     _print_violin(losses, qualities)
-    trials = _trained(options.data / "cello", steps, options.learning_rate)
+    trials = _trained(options.data / "cello", [f"STEPS={steps}", *options.set])
     _print_cello(trials)
     result = harness.Result(
         NAME,
@@ -72,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             },
         },
     )
-    asked = f"--steps {steps} --learning-rate {options.learning_rate:g}"
+    asked = " ".join([f"--steps {steps}", *(f"--set {knob}" for knob in options.set)])
     harness.emit(result, quick=options.quick, options=asked)
 
 
@@ -162,7 +164,7 @@ def _qualities(violin: Violin) -> dict[str, Quality]:
     return {model: compare(clips, audio, _VIOLIN) for model, audio in violin.renderings.items()}
 
 
-def _trained(recordings: Path, steps: int, learning_rate: float) -> dict[str, Trial]:
+def _trained(recordings: Path, knobs: Sequence[str]) -> dict[str, Trial]:
     """Returns a trial of each decoder on the same dataset."""
     from sweeps.config import find_run, load_run
     from sweeps.evaluate import Task, evaluate
@@ -170,15 +172,14 @@ def _trained(recordings: Path, steps: int, learning_rate: float) -> dict[str, Tr
     from thesis.prepare import prepare
 
     channels = ", ".join(map(str, _CHANNELS.values()))
-    options = [f"STEPS={steps}", f"LEARNING_RATE={learning_rate}", f"CHANNELS=({channels})"]
-    run = load_run(find_run("tiny"), options)
+    run = load_run(find_run("tiny"), [*knobs, f"CHANNELS=({channels})"])
     baseline = dict(run.space.baseline().values)
     trials = {}
     with harness.scratch_folder() as folder:
         harness.say("cello: preparing the dataset")
         prepare(recordings, folder / "cello")
         for model, width in _CHANNELS.items():
-            harness.say(f"cello: {model}, {steps} steps")
+            harness.say(f"cello: {model}, {', '.join(knobs)}")
             candidate = run.space.candidate({**baseline, "channels": width})
             task = Task(NAME, candidate, run.text_for(candidate), str(folder / "cello"))
             trials[model] = evaluate(task, workdir=folder / model, measure=measure_rtf)
