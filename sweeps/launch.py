@@ -32,6 +32,7 @@ import ray
 from ray import tune
 from ray._private import ray_constants
 from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.tune import PlacementGroupFactory
 from ray.tune.experiment import Trial as RayTrial
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -64,6 +65,10 @@ RETRIES = 2
 
 COMPACT_EVERY = 100
 """Trials of a sweep between two mergers of its ledger's small files."""
+
+TRIALS_A_WORKER = 50
+"""Trials after which workers are replaced, about. TensorFlow never frees a compiled decoder: a
+worker grows by 25 MB a trial. A new one takes ten seconds."""
 
 _OBJECT_STORE_BYTES = 128 * 2**20
 """Ray's shared memory on this machine. What is sent are small records and models of some KB."""
@@ -172,7 +177,7 @@ def launch(
             dataset=dataset,
             evaluator=evaluator,
             measurer=measurer,
-            threads=math.ceil(cpus_per_trial),
+            cpus_per_trial=cpus_per_trial,
             work=_work_folder(ledger, scratch),
         )
         driver = _Driver(
@@ -222,7 +227,7 @@ class _Shared:
       dataset: Absolute path of the dataset.
       evaluator: See `launch`.
       measurer: See `launch`.
-      threads: Threads that a trial may use.
+      cpus_per_trial: CPUs that a trial asks for.
       work: Folder of the trials' work folders.
     """
 
@@ -231,7 +236,7 @@ class _Shared:
     dataset: str
     evaluator: str
     measurer: str
-    threads: int
+    cpus_per_trial: float
     work: Path
 
     def workdir(self, candidate: Candidate) -> Path:
@@ -302,9 +307,17 @@ class _Worker(tune.Trainable):
 
     shared: ClassVar[_Shared]
 
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> PlacementGroupFactory:
+        # Tune lets a worker go on with another trial only where both ask for the same. So trials
+        # of the next generation ask for the same in other words, and get new workers. (Where
+        # there is one bundle only, either strategy means nothing else.)
+        strategy = ("PACK", "SPREAD")[config["generation"] % 2]
+        return PlacementGroupFactory([{"CPU": cls.shared.cpus_per_trial}], strategy=strategy)
+
     def setup(self, config: dict[str, Any]) -> None:
         # Thread pools are sized when libraries are loaded, which is later, in the evaluator.
-        threads = str(self.shared.threads)
+        threads = str(math.ceil(self.shared.cpus_per_trial))
         os.environ.update(OMP_NUM_THREADS=threads, SWEEPS_THREADS=threads)
         self._meter = _MeterOfThisNode(self.shared.measurer)
         self._begin(config)
@@ -455,6 +468,12 @@ class _Driver:
         enough = self._finished + len(self.recorded) + len(self._running) >= self._asked
         return enough or self.exhausted or self.stopped
 
+    @property
+    def generation(self) -> int:
+        """Which generation of workers the next trial belongs to."""
+        begun = len(self.recorded) + len(self._running) - 1
+        return max(begun, 0) // (TRIALS_A_WORKER * max(self._slots.count(), 1))
+
     def next_candidate(self) -> Candidate | None:
         """Returns what to evaluate next; None while there is no free slot, or when `complete`."""
         while not self.complete and len(self._running) < self._slots.count():
@@ -529,7 +548,7 @@ class _Proposals(Searcher):
     def suggest(self, trial_id: str) -> Any:
         candidate = self._driver.next_candidate()
         if candidate is not None:
-            return {"candidate": candidate.to_json()}
+            return {"candidate": candidate.to_json(), "generation": self._driver.generation}
         return Searcher.FINISHED if self._driver.complete else None
 
     def on_trial_complete(
@@ -610,7 +629,7 @@ def _run(driver: _Driver, address: str | None, cpus_per_trial: float, scratch: P
             _check_fits(cpus_per_trial)
             # Cluster managers end a job with SIGTERM. Ray has set a handler of its own by now.
             with _first(signal.SIGTERM, driver.interrupt):
-                _tune(driver, cpus_per_trial, scratch)
+                _tune(driver, scratch)
     except KeyboardInterrupt:
         driver.interrupt()
     if driver.failure is not None:
@@ -651,14 +670,13 @@ def _check_fits(cpus_per_trial: float) -> None:
         )
 
 
-def _tune(driver: _Driver, cpus_per_trial: float, scratch: Path) -> None:
+def _tune(driver: _Driver, scratch: Path) -> None:
     tune.run(
         type("_Worker", (_Worker,), {"shared": driver.shared}),
         name="tune",
         storage_path=str(scratch),
         search_alg=_Proposals(driver),
         num_samples=-1,
-        resources_per_trial={"cpu": cpus_per_trial},
         reuse_actors=True,
         max_failures=RETRIES,
         raise_on_failed_trial=False,

@@ -7,6 +7,7 @@ disagree about the network.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -79,7 +80,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Layer(Node):
+class Layer(Node, ABC):
     """A convolution of some kind, with the norm and the activation that follow it.
 
     Attributes:
@@ -98,9 +99,9 @@ class Layer(Node):
     activation: Activation = field(default="none", kw_only=True)
 
     @property
+    @abstractmethod
     def kernel_shape(self) -> tuple[int, int, int]:
         """[frames, input channels of one group, ch_out]."""
-        raise NotImplementedError
 
     @property
     def biased(self) -> bool:
@@ -136,8 +137,9 @@ class Layer(Node):
             return ((-math.inf, math.inf),)
         return (self._span(first, last),)
 
+    @abstractmethod
     def _span(self, first: float, last: float) -> Interval:
-        raise NotImplementedError
+        """Returns the frames of the source that the kernel sees for `first` to `last`."""
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ def shared(dataset, storage):
         dataset=dataset,
         evaluator=evaluator("quick"),
         measurer=evaluator("measure_together"),
-        threads=1,
+        cpus_per_trial=1.0,
         work=storage / "s" / "work",
     )
 
@@ -335,6 +335,14 @@ def test_events_tell_the_story_of_every_trial(cluster, start):
         assert TrialEnded(trial) in events
     # Workers are used again: TensorFlow is imported once in each.
     assert len({t.measurement.p50_seconds for t in report.recorded}) <= 2
+
+
+def test_workers_are_replaced_before_they_have_grown_too_large(cluster, start, monkeypatch):
+    monkeypatch.setattr("sweeps.launch.TRIALS_A_WORKER", 2)
+    report = start(6, max_concurrent=1)
+    processes = [trial.measurement.p50_seconds for trial in report.recorded]
+    assert processes[0::2] == processes[1::2]
+    assert len(set(processes)) == 3
 
 
 def test_no_more_run_at_a_time_than_is_allowed(cluster, start):
