@@ -11,7 +11,7 @@ END = "<!-- End of the table. -->\n"
 SAMPLE_RATE, HOP_SIZE = 16_000, 64
 COLUMNS = (
     "model", "parameters", "with reverb", "MACs a frame", "receptive field", "in ms", "look-ahead",
-    "streams",
+    "causal", "streams",
 )  # fmt: skip
 
 
@@ -48,6 +48,7 @@ def _row(name: str, model: ModelConfig) -> tuple[str, ...]:
         "unbounded" if field is None else f"{field:,}",
         "-" if field is None else f"{field * frame_ms:,.0f}",
         "unbounded" if ahead is None else f"{ahead:,}",
+        "yes" if ahead == 0 else "no",
         "yes" if decoder.streamable else "no",
     )
 

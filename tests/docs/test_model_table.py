@@ -31,8 +31,9 @@ def test_every_model_has_a_row(script: ModuleType) -> None:
     rows = {line.split("`")[1]: line for line in script.table().splitlines() if "`" in line}
     assert rows.keys() == {file.stem for file in (gin_root() / "models").glob("*.gin")}
     assert rows["ddsp-cnn-tiny"] == (
-        "| `ddsp-cnn-tiny` | 2,446 | 18,446 | 2,208 | 55 | 220 | 0 | yes |"
+        "| `ddsp-cnn-tiny` | 2,446 | 18,446 | 2,208 | 55 | 220 | 0 | yes | yes |"
     )
+    assert rows["ddsp-cnn"].endswith("| 55 | 220 | 27 | no | no |")
 
 
 def test_the_table_needs_no_tensorflow() -> None:
