@@ -2,9 +2,9 @@
 
 First the violin clips and what five models of the thesis made of them: our spectral loss, in
 TensorFlow and in float64, against the figure that the thesis gives for each of the 75 renderings,
-with the metrics that a sweep records beside it. Then DDSP-CNN-Tiny (8 channels) and DDSP-CNN (128),
-trained on the cello recordings for equally many steps by `sweeps.evaluate`, as in a sweep. Without
-the recordings there is nothing to measure, and it says so.
+with the metrics that a sweep records beside it. Then DDSP-CNN-Tiny (8 channels) and DDSP-CNN (128,
+causal as Tiny is), trained on the cello recordings for equally many steps by `sweeps.evaluate`, as
+in a sweep. Without the recordings there is nothing to measure, and it says so.
 """
 
 import json
