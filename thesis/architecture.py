@@ -32,6 +32,11 @@ Activation = Literal["none", "relu6", "leaky_relu"]
 LEAK = 0.2
 """Slope of a leaky ReLU below zero, TensorFlow's default."""
 
+OUTPUT_GAIN = 0.1
+"""The kernel of the output layer starts that much smaller than others. The residual sums before it
+grow with width and depth, and outputs of several units saturate the synthesiser's sigmoids: noise
+is learnt first then, and pitch late or never."""
+
 Weights = Mapping[str, npt.NDArray[np.float32]]
 Interval = tuple[float, float]
 """First and last of a range of frames; infinite for a layer that sees all there are."""
@@ -325,8 +330,8 @@ class Gru(Node):
 def initial_weights(plan: Sequence[Node], *, seed: int) -> dict[str, npt.NDArray[np.float32]]:
     """Returns new weights by name, running moments included.
 
-    Glorot uniform kernels, orthogonal recurrent ones, scales and variances of one, zero for all
-    others.
+    Glorot uniform kernels, that of the last node times `OUTPUT_GAIN`, orthogonal recurrent ones,
+    scales and variances of one, zero for all others.
     """
     rng = np.random.default_rng(seed)
     weights: dict[str, npt.NDArray[np.float32]] = {}
@@ -336,6 +341,7 @@ def initial_weights(plan: Sequence[Node], *, seed: int) -> dict[str, npt.NDArray
             if kind == "kernel":
                 *taps, ch_in, ch_out = shape
                 limit = np.sqrt(6.0 / (math.prod(taps) * (ch_in + ch_out)))
+                limit *= OUTPUT_GAIN if node is plan[-1] else 1.0
                 weights[name] = rng.uniform(-limit, limit, shape).astype(np.float32)
             elif kind == "recurrent_kernel":
                 q, r = np.linalg.qr(rng.normal(size=shape[::-1]))
