@@ -6,6 +6,7 @@ accounts for, as a share of its CPU time, is the step's own overhead: batches, c
 are compiled each by itself, forward and gradient, so their sum is more than they take together.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -88,7 +89,8 @@ def _calls(dataset: Dataset, *, steps: int) -> tuple[dict[str, Callable[[], obje
     batches = Batches(clips, config.train, **rates)
     kept = stage._KeptClips(clips, synth, minimised, budget=2**30)
     inputs = tf.constant(decoder_inputs(clips.f0_hz, clips.loudness_db))
-    decode = tf.function(model.decoder, jit_compile=True)
+    in_training = functools.partial(model.decoder, training=True, keep_moments=False)
+    decode = tf.function(in_training, jit_compile=True)
     loss_and_slopes = stage._loss_and_slopes(synth, minimised)
     optimizer = tf_keras.optimizers.legacy.Adam()
     gradients_of, apply = stage._optimization(model, optimizer, config.train.clip_norm)

@@ -220,7 +220,7 @@ def _decoder_onnx(model: "Model", config: ModelConfig) -> bytes:
 
 
 def _validate(record: _Record, model: "Model", decoder: bytes) -> None:
-    """Compares the exported decoder with the trained one, then the exported one's renderings."""
+    """Compares the exported decoder with the trained one, then its renderings with the clips."""
     from thesis.controls import decoder_inputs
     from thesis.export import MAX_ERROR
     from thesis.metrics import compare
@@ -229,9 +229,14 @@ def _validate(record: _Record, model: "Model", decoder: bytes) -> None:
 
     session, clips = Session(decoder), record.clips("validation")
     inputs = decoder_inputs(clips.f0_hz, clips.loudness_db)
-    errors = [
-        np.abs(session.decode(clip[None]) - model.decoder(clip[None])).max() for clip in inputs
-    ]
+    errors = []
+    for clip in inputs:
+        trained = model.decoder(clip[None]).numpy()
+        if not np.isfinite(trained).all():
+            raise _Rejected(
+                Reason.DIVERGED, "the decoder's output on a validation clip is not finite"
+            )
+        errors.append(np.abs(session.decode(clip[None]) - trained).max())
     error = float(np.max(errors))  # NaN when one is
     record.metrics["export_max_error"] = error
     record.metrics["model_bytes"] = len(decoder)

@@ -66,9 +66,9 @@ RETRIES = 2
 COMPACT_EVERY = 100
 """Trials of a sweep between two mergers of its ledger's small files."""
 
-TRIALS_A_WORKER = 50
-"""Trials after which workers are replaced, about. TensorFlow never frees a compiled decoder: a
-worker grows by 25 MB a trial. A new one takes ten seconds."""
+MAX_GROWTH_BYTES = 2**30
+"""Workers are replaced when one has grown by so much since its first trial: TensorFlow never frees
+a compiled decoder, 10 to 25 MB a trial. A new worker takes ten seconds."""
 
 _OBJECT_STORE_BYTES = 128 * 2**20
 """Ray's shared memory on this machine. What is sent are small records and models of some KB."""
@@ -320,6 +320,7 @@ class _Worker(tune.Trainable):
         threads = str(math.ceil(self.shared.cpus_per_trial))
         os.environ.update(OMP_NUM_THREADS=threads, SWEEPS_THREADS=threads)
         self._meter = _MeterOfThisNode(self.shared.measurer)
+        self._first_bytes: int | None = None
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -330,12 +331,20 @@ class _Worker(tune.Trainable):
         try:
             return {"progress": next(self._stages)}
         except StopIteration as end:
-            return {"done": True, "trial": end.value}
+            return {"done": True, "trial": end.value, "grown_bytes": self._grown_bytes()}
         except UserError as error:
             return {"done": True, "error": error}
 
     def cleanup(self) -> None:
         self._stages.close()
+
+    def _grown_bytes(self) -> int:
+        """Returns how much more memory this process takes than after its first trial."""
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        now = pages * os.sysconf("SC_PAGESIZE")
+        if self._first_bytes is None:
+            self._first_bytes = now
+        return now - self._first_bytes
 
     def _begin(self, config: Mapping[str, Any]) -> None:
         candidate = Candidate.from_json(config["candidate"])
@@ -427,6 +436,7 @@ class _Driver:
       exhausted: Nothing is left to try.
       failure: What ends the launch: an error that every trial would meet.
       interrupted: The user ends the launch.
+      generation: Which generation of workers the next trial belongs to.
     """
 
     def __init__(
@@ -445,6 +455,7 @@ class _Driver:
         self.exhausted = False
         self.failure: UserError | None = None
         self.interrupted = False
+        self.generation = 0
         self._data = data
         self._search = search
         self._finished = finished
@@ -467,12 +478,6 @@ class _Driver:
         """Whether no other candidate is to be started."""
         enough = self._finished + len(self.recorded) + len(self._running) >= self._asked
         return enough or self.exhausted or self.stopped
-
-    @property
-    def generation(self) -> int:
-        """Which generation of workers the next trial belongs to."""
-        begun = len(self.recorded) + len(self._running) - 1
-        return max(begun, 0) // (TRIALS_A_WORKER * max(self._slots.count(), 1))
 
     def next_candidate(self) -> Candidate | None:
         """Returns what to evaluate next; None while there is no free slot, or when `complete`."""
@@ -509,6 +514,11 @@ class _Driver:
                 self.shared.ledger.compact()
         self._search.record(trial)
         self._on_event(TrialEnded(trial))
+
+    def grown(self, generation: int, grown_bytes: int) -> None:
+        """A worker of a generation has grown; when by too much, the next generation begins."""
+        if generation == self.generation and grown_bytes > MAX_GROWTH_BYTES:
+            self.generation += 1
 
     def failed(self, error: UserError) -> None:
         """A worker met something that every trial would meet."""
@@ -583,6 +593,7 @@ class _Watcher(tune.Callback):
             self._driver.advanced(_candidate(trial), result["progress"])
         elif "trial" in result:
             self._driver.ended(result["trial"])
+            self._driver.grown(trial.config["generation"], result["grown_bytes"])
         else:
             self._driver.failed(result["error"])
 

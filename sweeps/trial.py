@@ -34,7 +34,7 @@ class Reason(Enum):
     PARAMETERS = "parameters over the limit"
     RTF = "real-time factor over the limit"
     PRUNED = "stopped early"
-    DIVERGED = "loss became NaN or infinite; lower the learning rate"
+    DIVERGED = "loss became NaN or exploded; lower the learning rate"
     OUT_OF_MEMORY = "out of memory; lower the batch size"
     EXPORT_MISMATCH = "exported model differs from the trained one"
     CRASHED = "worker died"

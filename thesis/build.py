@@ -23,12 +23,11 @@ class Model(tf.Module):  # type: ignore[misc]
       synthesizer: Turns the decoder's output into audio; holds no weights.
     """
 
-    def __init__(self, decoder: Decoder, reverb: Any, synthesizer: Synthesizer):
+    def __init__(self, decoder: Decoder, reverb: Any, envelope: Any, synthesizer: Synthesizer):
         super().__init__(name="model")
         self.decoder = decoder
         self.reverb = reverb
         self.synthesizer = synthesizer
-        envelope = reverb_envelope(synthesizer.config, synthesizer.sample_rate)
         self._envelope = tf.constant(envelope, tf.float32)
 
     @property
@@ -48,11 +47,12 @@ def build(config: ModelConfig, *, sample_rate: int, hop_size: int) -> Model:
       hop_size: Of the dataset, in samples. The model's own is `config.synth.hop_multiple` times
         that, and is what `synthesizer.hop_size` says.
     """
-    seed = config.train.seed
-    taps = config.synth.reverb_length(sample_rate)
+    seed, synth = config.train.seed, config.synth
+    taps = synth.reverb_length(sample_rate)
     response = np.random.default_rng([seed, 1]).normal(0.0, REVERB_STDDEV, taps)
     return Model(
-        Decoder(config.decoder, config.synth.n_outputs, seed=seed),
+        Decoder(config.decoder, synth.n_outputs, seed=seed),
         tf.Variable(response.astype(np.float32), name="reverb"),
-        Synthesizer(config.synth, sample_rate, config.synth.hop_size(hop_size)),
+        reverb_envelope(synth, sample_rate),
+        Synthesizer(synth.oscillators, sample_rate, synth.hop_size(hop_size)),
     )

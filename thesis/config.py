@@ -401,6 +401,14 @@ class SynthConfig:
         """Channels of the decoder's output: amplitude, harmonic distribution, noise magnitudes."""
         return 1 + self.n_harmonics + self.n_noise_bands
 
+    @property
+    def oscillators(self) -> "SynthConfig":
+        """The same harmonics and noise bands, all else as by default.
+
+        Two configurations that are equal in this share their compiled synthesis.
+        """
+        return SynthConfig(self.n_harmonics, self.n_noise_bands)
+
     def reverb_length(self, sample_rate: int) -> int:
         """Returns the number of taps of the impulse response."""
         return round(self.reverb_seconds * sample_rate)

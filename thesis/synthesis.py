@@ -39,7 +39,7 @@ class Synthesizer:
     or TensorFlow's InvalidArgumentError.
 
     Attributes:
-      config: Harmonics and noise bands.
+      config: Harmonics and noise bands; nothing else of it is read, see `SynthConfig.oscillators`.
       sample_rate: In Hz.
       hop_size: Samples a frame of the decoder: `config.hop_multiple` times the dataset's.
     """

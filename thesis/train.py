@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,7 +32,8 @@ class DivergedError(Exception):
 
     Attributes:
       step: The step at which training ended.
-      last_finite: The last loss of a sound step; None when there was none.
+      last_finite: The last finite loss; None when there was none. Where the loss grew out of hand,
+        that loss.
     """
 
     def __init__(self, step: int, last_finite: float | None, what: str = ""):
@@ -66,7 +68,8 @@ def train(
       model: The model to train.
       clips: Training clips.
       config: Steps, batch size, learning rate.
-      checkpoints: Folder for checkpoints; training resumes from the newest one in it.
+      checkpoints: Folder for checkpoints; training resumes from the newest one in it, unless that
+        is of a model with other weights.
       summaries: Folder for TensorBoard: loss, norm of the gradient before clipping and learning
         rate at every report.
 
@@ -77,6 +80,7 @@ def train(
     Raises:
       DivergedError: The loss or its gradient became NaN or infinite, or the reported loss is
         `EXPLODED` times the first reported one.
+      ValueError: The clips have other frames than those that the model decodes.
     """
     optimizer = tf_keras.optimizers.legacy.Adam(
         tf_keras.optimizers.schedules.ExponentialDecay(
@@ -89,9 +93,9 @@ def train(
     state = {
         "model": model, "optimizer": optimizer, "done": done, "recent": recent, "first": first,
     }  # fmt: skip
-    manager = _checkpoint_manager(checkpoints, **state)
-    if manager and manager.latest_checkpoint:
-        manager.checkpoint.restore(manager.latest_checkpoint)
+    manager, newest = _checkpoint_manager(checkpoints, **state)
+    if newest:
+        manager.checkpoint.restore(newest)
         if done == config.steps:
             yield Report(int(done), _mean(recent))
     decode = tf.function(
@@ -127,8 +131,6 @@ def train(
             due = report.step % REPORT_EVERY == 0 or report.step == config.steps
             if due and np.isnan(first):
                 first.assign(report.loss)
-            if manager and report.step % config.checkpoint_every == 0:
-                manager.save()
             if due:
                 rate = optimizer.lr(optimizer.iterations)
                 log(report.step, loss=report.loss, gradient_norm=norm, learning_rate=rate)
@@ -136,6 +138,10 @@ def train(
                     first_loss = f"{EXPLODED:g} times the first, {float(first):.4g}"
                     what = f"loss {report.loss:.4g} is over {first_loss}"
                     raise DivergedError(report.step, report.loss, what)
+            # What has exploded is not kept: it would pass for sound when it is resumed.
+            if manager and report.step % config.checkpoint_every == 0:
+                manager.save()
+            if due:
                 yield report
 
 
@@ -190,6 +196,9 @@ def validate(
       outputs_of: The decoder to judge, [1, frames, 2] -> [1, frames, n_outputs]. Judging the
         exported decoder here is what makes the loss that of the model that ships.
       seed: Of the noise.
+
+    Raises:
+      ValueError: The clips have other frames than those that the model decodes.
     """
     _require_same_frames(clips, model.synthesizer)
     render = _rendering_and_loss(model.synthesizer)
@@ -219,12 +228,26 @@ def _mean(recent: Any) -> float:
     return float(np.nanmean(recent.numpy()))
 
 
-def _checkpoint_manager(folder: Path | None, **state: Any) -> Any:
+def _checkpoint_manager(
+    folder: Path | None, *, model: Model, **state: Any
+) -> tuple[Any, str | None]:
+    """Returns what saves and restores, and the newest checkpoint that it may restore.
+
+    TensorFlow restores what it finds and leaves the rest as it is: from a checkpoint of another
+    release, whose weights have other names, would come a mixture of old and new. So a checkpoint's
+    name says which weights it holds.
+    """
     if folder is None:
-        return None
-    return tf.train.CheckpointManager(
-        tf.train.Checkpoint(**state), str(folder), max_to_keep=1, checkpoint_name="step"
+        return None, None
+    weights = sorted((name, *weight.shape) for name, weight in model.decoder.weights.items())
+    held = repr((weights, *model.reverb.shape))
+    name = f"{hashlib.sha256(held.encode()).hexdigest()[:8]}-step"
+    checkpoint = tf.train.Checkpoint(model=model, **state)
+    manager = tf.train.CheckpointManager(
+        checkpoint, str(folder), max_to_keep=1, checkpoint_name=name
     )
+    newest = manager.latest_checkpoint
+    return manager, newest if newest and Path(newest).name.startswith(name) else None
 
 
 def _optimization(model: Model, optimizer: Any, clip_norm: float) -> tuple[Any, Any]:
@@ -244,30 +267,35 @@ def _optimization(model: Model, optimizer: Any, clip_norm: float) -> tuple[Any, 
 
     @tf.function  # type: ignore[untyped-decorator]
     def apply(gradients: list[Any]) -> None:
-        optimizer.apply_gradients(zip(gradients, weights, strict=True))
+        # There are no replicas to add up over, and what would do so leaves graphs behind.
+        optimizer.apply_gradients(
+            zip(gradients, weights, strict=True), experimental_aggregate_gradients=False
+        )
 
     return gradients_of, apply
 
 
-@functools.lru_cache(maxsize=8)
+@functools.cache
 def _loss_and_slopes(synthesizer: Synthesizer, minimised: TrainingLoss) -> Any:
     """Returns synthesis, loss and their gradients as one graph.
 
-    Its shapes do not depend on the decoder, so a worker traces and compiles it once, which takes
-    seconds; a later trial does that for its decoder only. Clip by clip, what is between two passes
-    stays in the processor's cache, and the clips of a batch run side by side.
+    Its shapes do not depend on the decoder, so a worker traces and compiles it once for each number
+    of harmonics and noise bands, hop and length of the reverb, which takes seconds; a later trial
+    does that for its decoder only. TensorFlow frees no compiled graph, so none is dropped here.
+    Clip by clip, what is between two passes stays in the processor's cache, and the clips of a
+    batch run side by side.
     """
 
     @tf.function(jit_compile=True)  # type: ignore[untyped-decorator]
     def of_clip(
-        outputs: Any, clip: _Clip, noise: Any, response_spectrum: Any, n_samples: int, weight: Any
+        outputs: Any, clip: _Clip, noise: Any, response_spectrum: Any, n_samples: int
     ) -> tuple[Any, Any, Any]:
         with tf.GradientTape() as tape:
             tape.watch([outputs, response_spectrum])
             rendered = synthesizer.render(
                 outputs, clip.f0_hz, clip.sine_bank, noise, response_spectrum
             )
-            loss = weight * tf.reduce_sum(minimised.distance(clip.target, rendered[:, :n_samples]))
+            loss = tf.reduce_sum(minimised.distance(clip.target, rendered[:, :n_samples]))
         # Without a reverb the loss does not depend on its (empty) spectrum.
         none = tf.UnconnectedGradients.ZERO
         return loss, *tape.gradient(loss, [outputs, response_spectrum], unconnected_gradients=none)
@@ -283,9 +311,7 @@ def _loss_and_slopes(synthesizer: Synthesizer, minimised: TrainingLoss) -> Any:
             spectrum = synthesizer.response_spectrum(impulse_response, n_rendered)
         losses, slopes, spectrum_slopes = zip(
             *(
-                of_clip(
-                    outputs[i : i + 1], clip, noise[i : i + 1], spectrum, n_samples, 1.0 / n_clips
-                )
+                of_clip(outputs[i : i + 1], clip, noise[i : i + 1], spectrum, n_samples)
                 for i, clip in enumerate(clips)
             ),
             strict=True,
@@ -293,15 +319,15 @@ def _loss_and_slopes(synthesizer: Synthesizer, minimised: TrainingLoss) -> Any:
         response_slope = tape.gradient(
             spectrum,
             impulse_response,
-            output_gradients=tf.add_n(spectrum_slopes),
+            output_gradients=tf.add_n(spectrum_slopes) / n_clips,
             unconnected_gradients=tf.UnconnectedGradients.ZERO,
         )
-        return tf.add_n(losses), tf.concat(slopes, axis=0), response_slope
+        return tf.add_n(losses) / n_clips, tf.concat(slopes, axis=0) / n_clips, response_slope
 
     return of_batch
 
 
-@functools.lru_cache(maxsize=8)
+@functools.cache
 def _rendering_and_loss(synthesizer: Synthesizer) -> Any:
     @tf.function(jit_compile=True)  # type: ignore[untyped-decorator]
     def render(
@@ -371,7 +397,7 @@ class _Kept:
         return value
 
 
-@functools.lru_cache(maxsize=8)
+@functools.cache
 def _compiled(synthesizer: Synthesizer, minimised: TrainingLoss) -> tuple[Any, Any]:
     """Returns `sine_bank` and `of_target`, compiled."""
     bank = tf.function(synthesizer.sine_bank, jit_compile=True)

@@ -117,7 +117,7 @@ def test_front_lists_members_by_cost_and_counts_the_others(
     assert ids == [t.id[:6] for t in FRONT]
     assert "3 of 5 finished trials" in out
     assert "1 dominated" in out
-    assert "1 failed (loss became NaN or infinite)" in out
+    assert "1 failed (loss became NaN or exploded)" in out
     assert err.startswith("next: sweeps promote ")
 
 
@@ -130,7 +130,7 @@ def test_front_as_json_has_stable_keys(storage: str, capsys: pytest.CaptureFixtu
         document["front"][0]
     )
     assert document["excluded"] == [
-        {"status": "failed", "why": "loss became NaN or infinite", "count": 1}
+        {"status": "failed", "why": "loss became NaN or exploded", "count": 1}
     ]
 
 

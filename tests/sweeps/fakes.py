@@ -5,9 +5,11 @@ Workers load them by this file's path: `evaluator("quick")`.
 
 import math
 import os
+import sys
 import time
 from collections.abc import Generator, Mapping
 from pathlib import Path
+from types import ModuleType
 
 from sweeps.config import RunConfig, parse_run
 from sweeps.evaluate import Measure, Progress, Task
@@ -84,6 +86,14 @@ def quick(task: Task, *, workdir: Path, measure: Measure, step_seconds: float = 
 def slow(task: Task, *, workdir: Path, measure: Measure) -> Stages:
     """As `quick`, slow enough to be killed in the middle."""
     return (yield from quick(task, workdir=workdir, measure=measure, step_seconds=0.25))
+
+
+def hungry(task: Task, *, workdir: Path, measure: Measure) -> Stages:
+    """As `quick`, and its process never gives back 64 MB."""
+    # Not in this module: a worker loads that anew for every trial.
+    kept = sys.modules.setdefault("kept by hungry", ModuleType("kept"))
+    setattr(kept, task.candidate.id, b"x" * (64 * 2**20))
+    return (yield from quick(task, workdir=workdir, measure=measure))
 
 
 def moody(task: Task, *, workdir: Path, measure: Measure) -> Stages:

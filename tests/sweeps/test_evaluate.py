@@ -363,6 +363,19 @@ def test_an_export_that_differs_is_a_reason(task_of, measure, tmp_path, monkeypa
     assert not measure.calls
 
 
+def test_a_trained_decoder_that_is_nan_has_diverged(task_of, measure, tmp_path, monkeypatch):
+    from thesis.decoder import Decoder
+
+    decode = Decoder.__call__
+
+    def nan_unless_trained(self, inputs, training=False, keep_moments=True):
+        return decode(self, inputs, training, keep_moments) * (1.0 if training else np.nan)
+
+    monkeypatch.setattr(Decoder, "__call__", nan_unless_trained)
+    trial = failed(task_of(), tmp_path, measure, Reason.DIVERGED)
+    assert "not finite" in trial.detail
+
+
 def test_an_export_that_is_nan_for_one_clip_differs(task_of, measure, tmp_path, monkeypatch):
     decode = Session.decode
     seen = []

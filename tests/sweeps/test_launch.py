@@ -338,8 +338,8 @@ def test_events_tell_the_story_of_every_trial(cluster, start):
 
 
 def test_workers_are_replaced_before_they_have_grown_too_large(cluster, start, monkeypatch):
-    monkeypatch.setattr("sweeps.launch.TRIALS_A_WORKER", 2)
-    report = start(6, max_concurrent=1)
+    monkeypatch.setattr("sweeps.launch.MAX_GROWTH_BYTES", 32 * 2**20)
+    report = start(6, evaluate="hungry", max_concurrent=1)
     processes = [trial.measurement.p50_seconds for trial in report.recorded]
     assert processes[0::2] == processes[1::2]
     assert len(set(processes)) == 3

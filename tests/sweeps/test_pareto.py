@@ -163,7 +163,7 @@ def test_every_trial_is_accounted_for():
     assert sum(e.count for e in front.excluded) == 5
     assert front.excluded_line() == (
         "1 completed (no rtf_ratio) · 1 pruned (stopped early) · "
-        "3 failed (2 loss became NaN or infinite, 1 out of memory)"
+        "3 failed (2 loss became NaN or exploded, 1 out of memory)"
     )
 
 

@@ -122,7 +122,19 @@ def test_a_run_that_was_complete_reports_and_is_not_trained_further(
 
 def test_only_the_newest_checkpoint_is_kept(make_model, clips, small, tmp_path):
     list(train(make_model(), clips, small.train, checkpoints=tmp_path))
-    assert {path.name.split(".")[0] for path in tmp_path.iterdir()} == {"checkpoint", "step-3"}
+    names = {path.name.split(".")[0].rpartition("-step")[2] for path in tmp_path.iterdir()}
+    assert names == {"checkpoint", "-3"}
+
+
+@pytest.mark.parametrize("other", [{"channels": 5}, {"norm": "none"}, {"layers_per_stack": 1}])
+def test_a_checkpoint_of_other_weights_is_not_mixed_with_these(
+    make_model, clips, small, every_step, tmp_path, other
+):
+    list(train(make_model(seed=9, **other), clips, small.train, checkpoints=tmp_path))
+    expected = list(train(make_model(), clips, small.train))
+    begun_anew = list(train(make_model(), clips, small.train, checkpoints=tmp_path))
+    assert [report.step for report in begun_anew] == [1, 2, 3, 4, 5, 6]
+    np.testing.assert_allclose(losses(begun_anew), losses(expected), rtol=1e-6)
 
 
 def test_the_same_seed_gives_the_same_curve_and_another_seed_another(
@@ -143,6 +155,19 @@ def test_the_second_model_does_not_trace_the_loss_again(make_model, clips, small
     other = make_model(channels=7, layers_per_stack=1, block="inverted_bottleneck", norm="none")
     list(train(other, clips, config))
     assert loss.experimental_get_tracing_count() == traced == 1
+
+
+def test_models_that_differ_in_their_reverbs_envelope_share_a_trace(small, rates):
+    from thesis.build import build
+
+    first, second = (
+        build(replace(small, synth=replace(small.synth, reverb_decay_seconds=seconds)), **rates)
+        for seconds in (0.0, 0.02)
+    )
+    assert first.synthesizer == second.synthesizer
+    assert stage._loss_and_slopes(first.synthesizer, training_loss(())) is (
+        stage._loss_and_slopes(second.synthesizer, training_loss(()))
+    )
 
 
 def test_a_model_without_reverb_is_trained(dataset, small, rates):
@@ -224,6 +249,17 @@ def test_a_loss_that_explodes_ends_the_training(make_model, clips, small, every_
     with pytest.raises(DivergedError, match=r"^step 2; loss .* over 10 times the first") as caught:
         next(running)
     assert caught.value.last_finite > 10 * first.loss
+
+
+def test_a_run_that_has_exploded_explodes_again_when_it_is_resumed(
+    make_model, clips, small, every_step, tmp_path, monkeypatch
+):
+    # The loss of the last step, from which a checkpoint would be kept, is the one that explodes.
+    monkeypatch.setattr(stage, "EXPLODED", 0.1)
+    config = replace(small.train, steps=1, checkpoint_every=1)
+    for _ in range(2):
+        with pytest.raises(DivergedError, match=r"^step 1; loss"):
+            list(train(make_model(), clips, config, checkpoints=tmp_path))
 
 
 # --- What is kept, what is written ---
