@@ -1,3 +1,3 @@
 """The sweep system: Ray Tune runs trials, Optuna proposes them, the ledger remembers them."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sweeps import __version__
 from sweeps.config import parse_candidate, parse_run
 from sweeps.feasibility import broken_limit, closed_form_metrics
-from sweeps.trial import Candidate, Measurement, Provenance, Reason, Trial
+from sweeps.trial import PROJECT, Candidate, Measurement, Provenance, Reason, Trial
 from thesis.config import MeasureConfig, ModelConfig
 from thesis.data import Clips, Dataset, Split, load_dataset
 from thesis.errors import ExportError, UserError
@@ -146,7 +147,7 @@ class _Record:
             detail=detail,
             provenance=Provenance(
                 **{"host": platform.node(), **self.host},
-                versions=_versions(),
+                versions=versions(),
                 gin_config=self.task.gin_text,
                 dataset_fingerprint=self.dataset.facts.fingerprint,
                 seed=self.config.train.seed,
@@ -285,6 +286,11 @@ def _cause(error: Exception) -> tuple[Reason, str]:
     return Reason.ERROR, words
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Returns the versions that a record depends on, by name: this project's and its libraries'."""
     names = ("ddsp", "numpy", "onnxruntime", "optuna", "ray", "tensorflow-cpu")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+    return {
+        PROJECT: __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+    }

@@ -22,7 +22,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,9 +37,10 @@ from ray.tune.experiment import Trial as RayTrial
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from sweeps import __version__
 from sweeps.config import RunConfig
 from sweeps.errors import LedgerError, SweepError
-from sweeps.evaluate import Measure, Progress, Task
+from sweeps.evaluate import Measure, Progress, Task, versions
 from sweeps.ledger import Ledger, SweepFacts
 from sweeps.progress import (
     Listener,
@@ -50,11 +51,12 @@ from sweeps.progress import (
     TrialEnded,
     TrialRetried,
     Waited,
+    Warned,
     silent,
 )
 from sweeps.reaper import reaping
 from sweeps.search import Search, screen
-from sweeps.trial import Candidate, Provenance, Reason, Status, Trial
+from sweeps.trial import PROJECT, Candidate, Provenance, Reason, Status, Trial
 from thesis.config import MeasureConfig
 from thesis.data import DatasetFacts, load_facts
 from thesis.errors import UserError
@@ -169,6 +171,8 @@ def launch(
     on_event(SweepBegan(name, run.sweep.objectives, tuple(finished), trials))
     if len(finished) >= trials:
         return LaunchReport(name, ledger.uri, trials, len(finished))
+    if others := _of_other_releases(finished):
+        on_event(Warned(others))
     with _scratch(ledger) as scratch:
         finished = ledger.trials()
         shared = _Shared(
@@ -198,6 +202,20 @@ def launch(
         tuple(driver.recorded),
         exhausted=driver.exhausted,
         interrupted=interrupted,
+    )
+
+
+def _of_other_releases(finished: Iterable[Trial]) -> str:
+    """Returns what to say of trials that releases with another minor version recorded, if any."""
+    recorded = [trial.provenance.versions.get(PROJECT, "unknown") for trial in finished]
+    here = __version__.split(".")[:2]
+    others = [version for version in recorded if version.split(".")[:2] != here]
+    if not others:
+        return ""
+    return (
+        f"{len(others)} finished trials were recorded by other versions "
+        f"({', '.join(sorted(set(others)))}), this is {__version__}: losses may not compare, "
+        "see CHANGELOG.md"
     )
 
 
@@ -247,6 +265,7 @@ class _Shared:
         """Returns the record of a trial that the evaluator could not make one of."""
         provenance = Provenance(
             host=platform.node(),
+            versions=versions(),
             gin_config=self.run.text_for(candidate),
             dataset_fingerprint=self.ledger.facts.dataset_fingerprint,
             started_at=started_at,

@@ -41,6 +41,13 @@ class SweepBegan:
 
 
 @dataclass(frozen=True)
+class Warned:
+    """A launch goes on, but its user should know something: one line."""
+
+    message: str
+
+
+@dataclass(frozen=True)
 class TrialBegan:
     """A worker has taken up a candidate."""
 
@@ -79,7 +86,9 @@ class Stopping:
     """As `Waited`, after the user has interrupted the launch and before it has ended."""
 
 
-Event = SweepBegan | TrialBegan | TrialAdvanced | TrialRetried | TrialEnded | Waited | Stopping
+Event = (
+    SweepBegan | Warned | TrialBegan | TrialAdvanced | TrialRetried | TrialEnded | Waited | Stopping
+)
 
 Listener = Callable[[Event], None]
 
@@ -207,6 +216,8 @@ class _PlainDisplay:
         match event:
             case SweepBegan():
                 self._print(f"{event.sweep}: {self._tally.done} trials finished")
+            case Warned(message):
+                self._print(f"warning: {message}")
             case TrialEnded(trial):
                 self._print(f"[{self._tally.done}] {self._tally.outcome(trial)}")
             case TrialRetried(candidate):
@@ -224,7 +235,7 @@ class _PlainDisplay:
 
     def _print(self, line: str) -> None:
         self._last = self._clock()
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        _print(self._console, line)
 
 
 class _LiveDisplay:
@@ -247,6 +258,8 @@ class _LiveDisplay:
             case SweepBegan():
                 self._sweep = self._progress.add_task(event.sweep, total=event.asked, note="")
                 self._progress.start()
+            case Warned(message):
+                _print(self._progress.console, f"warning: {message}")  # it stays above the bars
             case TrialBegan(candidate):
                 self._begin(candidate)
             case TrialAdvanced(candidate, stage):
@@ -275,6 +288,10 @@ class _LiveDisplay:
                 f"  {_name(candidate)}", total=None, note=f"starting · {_axes(candidate)}"
             )
         return self._trials[candidate]
+
+
+def _print(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _front_size(trials: Sequence[Trial], objectives: Sequence[Objective]) -> int:

@@ -25,6 +25,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from sweeps.config import Limits, RunConfig, SweepConfig
+from sweeps.evaluate import versions
 from sweeps.feasibility import broken_limit, closed_form_metrics
 from sweeps.objectives import Goal, Objective, objective
 from sweeps.space import Axis, Choice, SearchSpace
@@ -166,6 +167,7 @@ def screen(sweep: str, run: RunConfig, candidate: Candidate, data: DatasetFacts)
     reason, detail = broken
     now = time.time()
     provenance = Provenance(
+        versions=versions(),
         gin_config=run.text_for(candidate),
         dataset_fingerprint=data.fingerprint,
         seed=config.train.seed,

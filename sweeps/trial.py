@@ -15,6 +15,9 @@ from typing import Any
 
 SCHEMA_VERSION = 1
 
+PROJECT = "ddsp-sweeps"
+"""This project's name among the versions of a record."""
+
 AxisValue = bool | int | float | str
 
 
@@ -130,7 +133,10 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a record comes from: enough to trust it and to make it again."""
+    """Where a record comes from: enough to trust it and to make it again.
+
+    `versions` has this project's under `PROJECT`; before 0.2.0 it was not recorded.
+    """
 
     host: str = ""
     host_fingerprint: str = ""

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sweeps import __version__
 from sweeps.config import find_run, load_run, parse_candidate, parse_run
 from sweeps.evaluate import ARTIFACTS, SUMMARIES, evaluate, stages
 from sweeps.trial import Measurement, Reason, Status
@@ -129,6 +130,7 @@ def test_a_trial_says_where_it_comes_from(completed, dataset, task_of):
     assert p.host
     assert len(p.host_fingerprint) == 12
     assert {"python", "tensorflow-cpu", "onnxruntime", "numpy"} <= p.versions.keys()
+    assert p.versions["ddsp-sweeps"] == __version__
     assert p.train_seconds > 0
     assert p.measure_seconds > 0
     assert 0 <= p.train_seconds + p.measure_seconds <= p.finished_at - p.started_at

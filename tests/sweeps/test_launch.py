@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 import ray
 
+from sweeps import __version__
 from sweeps.errors import SweepError
 from sweeps.evaluate import Progress
 from sweeps.launch import (
@@ -20,7 +21,15 @@ from sweeps.launch import (
     launch,
 )
 from sweeps.ledger import Ledger, SweepFacts
-from sweeps.progress import SweepBegan, TrialAdvanced, TrialBegan, TrialEnded, TrialRetried, Waited
+from sweeps.progress import (
+    SweepBegan,
+    TrialAdvanced,
+    TrialBegan,
+    TrialEnded,
+    TrialRetried,
+    Waited,
+    Warned,
+)
 from sweeps.search import Search
 from sweeps.trial import Candidate, Reason, Status
 from tests.sweeps.fakes import (
@@ -168,6 +177,7 @@ def test_an_exception_is_a_record_that_says_where_it_comes_from(shared):
     assert trial.reason is Reason.ERROR
     assert trial.detail.startswith("ValueError: no such luck (fakes.py, line ")
     assert trial.provenance.gin_config == shared.run.text_for(channels(1))
+    assert trial.provenance.versions["ddsp-sweeps"] == __version__
     assert shared.ledger.get(trial.id) == trial
 
 
@@ -305,6 +315,36 @@ def test_a_sweep_that_was_changed_is_refused(shared, start, changed):
 
 
 # --- Sweeps
+
+
+def recorded_by(version, number):
+    trial = trial_of("s", channels(number))
+    versions = {"ddsp-sweeps": version} if version else {}
+    return dataclasses.replace(
+        trial, provenance=dataclasses.replace(trial.provenance, versions=versions)
+    )
+
+
+def test_trials_of_another_minor_version_are_a_warning_and_no_hindrance(cluster, start, shared):
+    major, minor, _ = __version__.split(".")
+    patched = f"{major}.{minor}.99"
+    for number, version in enumerate((patched, f"{major}.{int(minor) + 1}.0", None), start=1):
+        shared.ledger.append(recorded_by(version, number))
+    events = []
+    assert start(4, on_event=events.append).finished == 4
+    (warned,) = (event for event in events if isinstance(event, Warned))
+    assert warned.message.startswith("2 finished trials were recorded by other versions (0.")
+    assert "unknown" in warned.message
+    assert patched not in warned.message
+    assert f"this is {__version__}" in warned.message
+    assert "\n" not in warned.message
+
+
+def test_trials_of_this_minor_version_are_no_reason_to_warn(cluster, start, shared):
+    shared.ledger.append(recorded_by(__version__, 1))
+    events = []
+    start(2, on_event=events.append)
+    assert not any(isinstance(event, Warned) for event in events)
 
 
 def test_a_sweep_runs_the_number_asked_for_and_no_more(cluster, start, storage):

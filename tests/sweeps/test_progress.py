@@ -15,6 +15,7 @@ from sweeps.progress import (
     TrialEnded,
     TrialRetried,
     Waited,
+    Warned,
 )
 from sweeps.trial import Candidate, Reason, Trial
 from tests.sweeps.fakes import trial_of
@@ -85,6 +86,13 @@ def test_a_died_worker_and_an_interrupt_are_told_of(clock):
     text = shown(clock, TrialRetried(WIDE), Stopping(), HEARTBEAT_SECONDS, Stopping())
     assert f"{WIDE.id[:6]}  worker died, trying again" in text
     assert "stopping; what is not finished is kept" in text
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_warning_is_one_line_whatever_its_length(clock, terminal):
+    began = SweepBegan("s", OBJECTIVES, (), 3)
+    text = shown(clock, began, Warned("mind " * 50 + "[this]"), Waited(), terminal=terminal)
+    assert "warning: " + "mind " * 50 + "[this]\n" in text
 
 
 def test_a_terminal_shows_where_the_sweep_and_its_trials_are(clock):

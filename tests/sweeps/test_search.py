@@ -7,6 +7,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from sweeps import __version__
 from sweeps.config import Limits, SweepConfig
 from sweeps.errors import MetricError
 from sweeps.search import Search, screen
@@ -334,6 +335,7 @@ def test_what_closed_forms_rule_out_is_a_record_of_its_own(tmp_path, limit, reas
     assert trial.measurement.parameters == 2446
     assert trial.provenance.gin_config == run_config.text_for(trial.candidate)
     assert trial.provenance.dataset_fingerprint == data.fingerprint
+    assert trial.provenance.versions["ddsp-sweeps"] == __version__
 
 
 def test_what_is_within_the_limits_is_to_be_trained(tmp_path):
