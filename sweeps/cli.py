@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from sweeps import __version__
+from sweeps.errors import SweepError, nearest
 from thesis.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from sweeps.space import SearchSpace
     from thesis.data import Dataset
 
+DEFAULT_RUN = "tiny"
 DEFAULT_STORAGE = "runs"
 STORAGE_VARIABLE = "SWEEPS_STORAGE"
 COUNTED_SETTINGS = 10_000
@@ -134,9 +136,7 @@ def _describe(dataset: "Dataset") -> None:
 
 
 def _launch(options: argparse.Namespace) -> None:
-    from sweeps.config import find_run, load_run
-
-    run = load_run(find_run(options.run), options.set)
+    run = _run_to_launch(options)
     if options.dry_run:
         _print_plan(run, options)
         return
@@ -159,6 +159,24 @@ def _launch(options: argparse.Namespace) -> None:
     if report.interrupted:
         raise KeyboardInterrupt
     _say(f"next: sweeps front {options.name}{_storage_flag(options)}")
+
+
+def _run_to_launch(options: argparse.Namespace) -> "RunConfig":
+    """Returns the run, and fills in what else is not given, as the sweep has it if there is one."""
+    from sweeps.config import find_run, load_run, parse_run
+    from sweeps.ledger import Ledger, list_sweeps
+
+    sweeps = list_sweeps(options.storage)
+    facts = Ledger.open(options.storage, options.name).facts if options.name in sweeps else None
+    if facts:
+        options.data = options.data or facts.dataset_path
+        options.trials = options.trials or facts.trials_asked
+    elif not (options.data and options.trials):
+        hint = nearest(options.name, sweeps, otherwise="to start one, give --data and --trials")
+        raise SweepError(f"no sweep named '{options.name}' to continue", hint=hint)
+    if facts and not options.run:
+        return parse_run(facts.gin_config, options.set)
+    return load_run(find_run(options.run or DEFAULT_RUN), options.set)
 
 
 def _size(space: "SearchSpace") -> str:
@@ -383,6 +401,7 @@ def _parser() -> argparse.ArgumentParser:
         "sweeps prepare --demo --out datasets/demo"))  # fmt: skip
     _add_launch(add("launch", _launch, "start or continue a sweep",
         "sweeps launch --name cello --data datasets/cello --trials 32",
+        "sweeps launch --name cello  # continues it: what is not given is as it was",
         "sweeps launch tiny.gin --name c2 --data datasets/cello --trials 8 --set STEPS=500",
         "sweeps launch --name cello --data datasets/cello --trials 32 --dry-run"))  # fmt: skip
     status = add("status", _status, "show what became of the trials of each sweep",
@@ -441,10 +460,10 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
 
 def _add_launch(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("run", nargs="?", default="tiny", metavar="RUN.gin", help="default: the shipped tiny.gin")
+    add("run", nargs="?", metavar="RUN.gin", help=f"default: the shipped {DEFAULT_RUN}.gin")
     add("--name", required=True, help="of the sweep; an existing one is continued")
-    add("--data", required=True, metavar="DATASET", help="folder that 'prepare' made")
-    add("--trials", required=True, type=_positive, metavar="K", help="finished trials to reach")
+    add("--data", metavar="DATASET", help="folder that 'prepare' made")
+    add("--trials", type=_positive, metavar="K", help="finished trials to reach")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="gin binding or knob")
     add("--address", metavar="A", help="of a running Ray cluster; default: start one here")
     add("--cpus-per-trial", type=float, default=1.0, metavar="N", help="default: 1")

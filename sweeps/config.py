@@ -172,12 +172,16 @@ def load_run(run_file: Path, overrides: Sequence[str] = ()) -> RunConfig:
       MetricError: An objective that no record has.
     """
     _parse_file(run_file, overrides)
-    text = gin.config_str(max_line_length=100)
+    text = _resolved()
     if re.search(r"^(import|from) ddsp\b", text, flags=re.MULTILINE):
         # Here ddsp may have been imported already; in a worker it would be imported by this line.
         raise ConfigError("gin imports ddsp without what it needs", hint=_FROM_DDSP)
     # What gin prints may be in another order than what it has read.
     return parse_run(text)
+
+
+def _resolved() -> str:
+    return gin.config_str(max_line_length=100)
 
 
 def load_model(model_file: Path) -> ModelConfig:
@@ -200,13 +204,22 @@ def _parse_file(file: Path, overrides: Sequence[str] = ()) -> None:
         gin.finalize()
 
 
-def parse_run(text: str) -> RunConfig:
-    """Returns the run that a resolved text describes (see `RunConfig.text`)."""
+def parse_run(text: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Returns the run that a resolved text describes (see `RunConfig.text`).
+
+    Args:
+      text: The resolved text.
+      overrides: As in `load_run`. Those that change nothing leave the text as it is.
+
+    Raises:
+      As `load_run`.
+    """
     with _strictly():
         gin.clear_config()
         gin.parse_config(text)
+        gin.parse_config([_binding(override) for override in overrides])
         gin.finalize()
-    return _run_from_gin(text)
+    return _run_from_gin(_resolved() if overrides else text)
 
 
 def parse_candidate(text: str, candidate: Candidate) -> ModelConfig:

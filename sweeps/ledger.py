@@ -521,7 +521,8 @@ class Ledger:
         if difference:
             raise SweepError(
                 f"sweep '{self.name}' exists and differs: {difference}",
-                hint="launch under another --name, or with the configuration and data it has",
+                hint="to continue it as it was started, leave out the run file, --set and --data; "
+                "for what is here, take another --name",
             )
         current = dataclasses.replace(
             self.facts, dataset_path=facts.dataset_path, trials_asked=facts.trials_asked

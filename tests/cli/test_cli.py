@@ -15,6 +15,8 @@ from sweeps.cli import main
 from sweeps.config import find_run, load_run
 from sweeps.ledger import Ledger, SweepFacts
 from sweeps.trial import Candidate, Measurement, Provenance, Reason, Trial
+from tests.sweeps.fakes import make_dataset
+from thesis.data import load_facts
 
 QUERY = """
 import sys
@@ -210,6 +212,55 @@ def test_dry_run_prints_the_plan_and_starts_nothing(
     assert run("launch", *arguments, "--set", seeds, "--dry-run") == 0
     assert "at most 10,001; objectives" in capsys.readouterr().out
     assert not storage.exists()
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> list[str]:
+    """What continues a sweep: begun with a run file that nobody has any more."""
+    run_file = tmp_path / "mine.gin"
+    run_file.write_text(
+        "search_space.axes = {'train.seed': (3, 4)}\nSTEPS = 7\ntrain.steps = %STEPS"
+    )
+    config = load_run(run_file)
+    run_file.unlink()
+    data = make_dataset(tmp_path / "data")
+    facts = SweepFacts(
+        name="begun",
+        gin_config=config.text,
+        dataset_fingerprint=load_facts(data).fingerprint,
+        objectives=config.sweep.objectives,
+        dataset_path=data,
+        trials_asked=5,
+    )
+    Ledger.create(str(tmp_path / "runs"), "begun", facts)
+    return ["launch", "--name", "begun", "--storage", str(tmp_path / "runs")]
+
+
+def test_a_sweep_is_continued_with_what_it_was_started_with(
+    begun: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*begun, "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "5 trials of 7 steps" in out
+    assert f"data: {tmp_path / 'data'}" in out
+    assert Ledger.open(str(tmp_path / "runs"), "begun").facts.gin_config in out
+    assert run(*begun, "--dry-run", "--trials", "9", "--set", "STEPS=7") == 0
+    assert "9 trials of 7 steps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("differing", [["tiny"], ["--set", "STEPS=8"]])
+def test_a_sweep_that_would_be_another_says_how_to_continue_it(
+    begun: list[str], capsys: pytest.CaptureFixture[str], differing: list[str]
+) -> None:
+    assert run(*begun, *differing) == 1
+    assert_one_error(capsys, "'begun' exists and differs", "leave out the run file, --set")
+
+
+def test_there_is_nothing_to_continue_under_another_name(
+    begun: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*begun, "--name", "begin") == 1
+    assert_one_error(capsys, "no sweep named 'begin'", "did you mean 'begun'?", "--data and --tr")
 
 
 @pytest.mark.parametrize(

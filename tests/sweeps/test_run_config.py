@@ -216,6 +216,15 @@ def test_an_error_can_be_sent_to_another_process(override):
     assert str(error) == str(caught.value) == error.message
 
 
+@pytest.mark.parametrize("name", RUNS)
+def test_an_override_of_a_resolved_run_wins_and_one_that_changes_nothing_leaves_its_text(name):
+    run = load_run(find_run(name), ["STEPS=7"])
+    assert parse_run(run.text, ["STEPS=7"]).text == run.text
+    other = parse_run(run.text, ["STEPS=8"])
+    assert other.model.train.steps == 8
+    assert other.text == load_run(find_run(name), ["STEPS=8"]).text
+
+
 # --- Files ---
 
 
