@@ -167,7 +167,8 @@ def load_run(run_file: Path, overrides: Sequence[str] = ()) -> RunConfig:
       overrides: Bindings, 'train.steps=500' or 'STEPS=500', that win over the file's.
 
     Raises:
-      ConfigError: A file or binding that gin or the models do not accept.
+      ConfigError: A file or binding that gin or the models do not accept, or an axis that does not
+        reach the model.
       SpaceError: A search space that cannot be read.
       MetricError: An objective that no record has.
     """
@@ -177,11 +178,19 @@ def load_run(run_file: Path, overrides: Sequence[str] = ()) -> RunConfig:
         # Here ddsp may have been imported already; in a worker it would be imported by this line.
         raise ConfigError("gin imports ddsp without what it needs", hint=_FROM_DDSP)
     # What gin prints may be in another order than what it has read.
-    return parse_run(text)
+    run = parse_run(text)
+    for end in (0, -1):
+        # What a worker would meet: bindings that do not go with some value of an axis.
+        candidate = run.space.candidate(
+            {axis.name: axis.domain.ends[end] for axis in run.space.axes}
+        )
+        parse_candidate(run.text_for(candidate), candidate)
+    return run
 
 
 def _resolved() -> str:
-    return gin.config_str(max_line_length=100)
+    text: str = gin.config_str(max_line_length=100)
+    return text
 
 
 def load_model(model_file: Path) -> ModelConfig:
@@ -236,7 +245,8 @@ def parse_candidate(text: str, candidate: Candidate) -> ModelConfig:
         if wanted is not None and getattr(stages[stage], parameter) != wanted:
             raise ConfigError(
                 f"axis '{axis.name}' does not reach the model: {wanted!r} was asked for, "
-                f"{getattr(stages[stage], parameter)!r} is in force"
+                f"{getattr(stages[stage], parameter)!r} is in force",
+                hint="leave out the axis, or what overrules it",
             )
     return run.model
 
@@ -272,6 +282,20 @@ def _binding(override: str) -> str:
 _FROM_DDSP = "ddsp's names come with 'import thesis.from_ddsp', in place of other imports"
 
 
+@gin.config.register_finalize_hook  # type: ignore[untyped-decorator]
+def _check_imports(config: Mapping[tuple[str, str], object]) -> None:
+    """Raises ValueError for names of ddsp that only a file parsed before has imported.
+
+    gin would take them in this process, and not in a worker, which knows the text alone.
+    """
+    used = {selector for _, selector in config}
+    used |= {reference.config_key[1] for reference in gin.config.iterate_references(config)}
+    of_ddsp = sorted(selector for selector in used if selector.startswith("ddsp."))
+    imported = r"^(import thesis\.|from thesis import )from_ddsp\b"
+    if of_ddsp and not re.search(imported, _resolved(), flags=re.MULTILINE):
+        raise ValueError(f"{of_ddsp[0]} is named, and not imported")
+
+
 @contextmanager
 def _strictly() -> Iterator[None]:
     """Turns what gin's parser raises into one line, and keeps its search for files quiet."""
@@ -281,7 +305,7 @@ def _strictly() -> Iterator[None]:
     except (ValueError, SyntaxError, TokenError, OSError, ImportError) as error:
         message = " ".join(str(error).split("\n")[0].split())
         known = ", ".join(["model", *CONFIGS, *_SWEEP_STAGES])
-        hint = f"parameters belong to {known}; see gin/ for their names"
+        hint = f"parameters belong to {known}, see gin/ for their names; {_FROM_DDSP}"
         hint = _FROM_DDSP if isinstance(error, ImportError) else hint
         raise ConfigError(f"gin: {message}", hint=hint) from error
     finally:

@@ -30,6 +30,11 @@ class Choice:
 
     values: tuple[AxisValue, ...]
 
+    @property
+    def ends(self) -> tuple[AxisValue, AxisValue]:
+        """The first and the last value."""
+        return self.values[0], self.values[-1]
+
     def sample(self, rng: random.Random) -> AxisValue:
         """Returns one of the values, each as likely as the others."""
         return rng.choice(self.values)
@@ -48,6 +53,11 @@ class Range:
     low: float
     high: float
     log: bool = False
+
+    @property
+    def ends(self) -> tuple[AxisValue, AxisValue]:
+        """The lowest and the highest number."""
+        return self.low, self.high
 
     @property
     def integer(self) -> bool:
@@ -240,7 +250,7 @@ def _check_axis(axis: Axis, base: ModelConfig) -> None:
             hint=nearest(axis.binding, known, otherwise=f"it may vary {', '.join(known)}"),
         )
     domain = axis.domain
-    values = domain.values if isinstance(domain, Choice) else (domain.low, domain.high)
+    values = domain.values if isinstance(domain, Choice) else domain.ends
     for value in values:
         try:
             dataclasses.replace(stages_of(base)[stage], **{parameter: value})

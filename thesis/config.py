@@ -372,7 +372,8 @@ class SynthConfig:
       hop_multiple: The decoder runs on every so manieth frame of the dataset, 1 to 16, and one of
         its frames lasts as many hops. At 2 it does half of the arithmetic.
       processor_group: A chain of ddsp's processors, which this one is to render alike; then
-        `reverb_seconds` is that of the chain. Not kept. See `thesis.from_ddsp`.
+        `reverb_seconds` is that of the chain, and gin may not bind it to another. Not kept. See
+        `thesis.from_ddsp`.
     """
 
     n_harmonics: int = 60
@@ -601,15 +602,17 @@ def from_gin() -> ModelConfig:
     Which decoder it has is `model.decoder`, '@DilatedConvStack()' (the default) or '@RnnFc()'.
 
     Raises:
-      ConfigError: A bound value has the wrong type or is outside its range, or belongs to a decoder
-        that the model does not have.
+      ConfigError: A bound value has the wrong type or is outside its range, belongs to a decoder
+        that the model does not have, or is another than what a chain of ddsp's says.
     """
     chosen = made_by_gin(_MODEL_FROM_GIN)
     stages = [made_by_gin(make) for name, make in _FROM_GIN.items() if name not in DECODERS]
     if chosen is None:
         chosen = made_by_gin(_FROM_GIN["DilatedConvStack"])
     _check_decoder(chosen)
-    return ModelConfig(chosen, *stages)
+    config = ModelConfig(chosen, *stages)
+    _check_reverb(config.synth)
+    return config
 
 
 def _check_decoder(chosen: object) -> None:
@@ -625,6 +628,17 @@ def _check_decoder(chosen: object) -> None:
                 f"{name}.{parameter} reaches nothing: the decoder is {gin_name(chosen)}",
                 hint=f"leave it out, or have model.decoder = @{name}()",
             )
+
+
+def _check_reverb(synth: SynthConfig) -> None:
+    """Raises ConfigError where the reverb is bound to another length than that of ddsp's chain."""
+    bound = gin.get_bindings("Synth").get("reverb_seconds", synth.reverb_seconds)
+    if bound != synth.reverb_seconds:
+        raise ConfigError(
+            f"Synth.reverb_seconds = {bound!r}, but Synth.processor_group has "
+            f"{synth.reverb_seconds:g} s of reverb",
+            hint=f"have Synth.reverb_seconds = {synth.reverb_seconds!r}, and no axis of that name",
+        )
 
 
 def made_by_gin(make: Callable[[], T]) -> T:

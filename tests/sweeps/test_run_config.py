@@ -427,3 +427,52 @@ def test_what_has_no_counterpart_here_is_one_line_with_a_hint(run_of):
     with pytest.raises(ConfigError, match="a ddsp ExpDecayReverb") as caught:
         run_of(SMALLEST + FROM_DDSP.replace("effects.Reverb", "effects.ExpDecayReverb"))
     assert_one_line_with_hint(caught.value)
+
+
+@pytest.mark.parametrize("lengths", [(0.5, 0.25), (0.25, 0.5)])
+def test_an_axis_that_a_chain_of_ddsp_s_overrules_is_one_line_with_a_hint(run_of, lengths):
+    axes = f"search_space.axes = {{'Synth.reverb_seconds': {lengths}}}"
+    with pytest.raises(ConfigError, match=r"reverb_seconds = 0\.25, .* has 0\.5 s of") as caught:
+        run_of(axes + FROM_DDSP)
+    assert_one_line_with_hint(caught.value)
+    assert "no axis" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        "train.losses = (@losses.SpectralLoss(),)",
+        "SpectralLoss.loss_type = 'L2'",
+        "LOSSES = (@quiet/losses.SpectralLoss(),)\ntrain.losses = %LOSSES",
+    ],
+)
+def test_a_file_that_names_ddsp_imports_it_whatever_was_read_before(run_of, named):
+    text = SMALLEST + named
+    assert run_of(text + "\nimport thesis.from_ddsp").model.decoder == REFERENCE_DECODER
+    # In a process where nothing was read before:
+    code = """
+import sys
+from sweeps.config import parse_run
+from thesis.errors import ConfigError
+try:
+    parse_run(sys.argv[1])
+except ConfigError as error:
+    print(error.hint)
+"""
+    fresh = subprocess.run(
+        [sys.executable, "-c", code, text], capture_output=True, text=True, check=True
+    )
+    for read in (run_of, parse_run):
+        with pytest.raises(ConfigError) as caught:
+            read(text)
+        assert_one_line_with_hint(caught.value)
+        assert "'import thesis.from_ddsp'" in caught.value.hint
+        assert fresh.stdout == caught.value.hint + "\n"
+
+
+def test_the_example_for_users_of_ddsp_is_a_run(run_of):
+    page = (gin_root().parent / "docs" / "coming-from-ddsp.md").read_text()
+    (example,) = (block for block in page.split("```") if "\nimport thesis.from_ddsp" in block)
+    run = run_of(example)
+    assert run.model.synth.reverb_seconds == 3.0
+    assert run.model.train.losses == (SpectralLoss(logmag_weight=1.0, delta_time_weight=0.5),)

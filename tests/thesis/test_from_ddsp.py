@@ -124,6 +124,19 @@ def test_a_setting_without_counterpart_is_one_error(line, message, hint):
     assert "\n" not in raised.value.message
 
 
+@pytest.mark.parametrize(
+    "bound", ["Synth.reverb_seconds = 1.0", "S = 0\nSynth.reverb_seconds = %S"]
+)
+def test_a_reverb_of_another_length_than_the_chain_s_is_one_error(bound):
+    with pytest.raises(ConfigError, match=r"processor_group has 3 s of reverb") as raised:
+        parsed(CHAIN + bound)
+    assert "Synth.reverb_seconds = 3.0" in raised.value.hint
+
+
+def test_a_reverb_of_the_chain_s_length_may_be_bound_too():
+    assert parsed(CHAIN + "Synth.reverb_seconds = 3").synth == SynthConfig(reverb_seconds=3.0)
+
+
 @pytest.mark.parametrize("size", [0, -1, 128, 129, 257])
 def test_a_window_that_leaves_the_filter_whole_is_none(size):
     assert parsed(CHAIN + f"FilteredNoise.window_size = {size}").synth.reverb_seconds == 3.0
