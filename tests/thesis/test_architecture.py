@@ -1,6 +1,7 @@
 """Plans of decoders: what they count is what is there, and what they call inactive is."""
 
 import dataclasses
+import inspect
 import math
 import typing
 from fractions import Fraction
@@ -18,6 +19,7 @@ from thesis.architecture import (
     Conv,
     Film,
     Gru,
+    Node,
     Take,
     TransposedConv,
     fold_batch_norm,
@@ -25,7 +27,13 @@ from thesis.architecture import (
     inputs_seen,
     receptive_field,
 )
-from thesis.config import DECODERS, DecoderConfig, DilatedConvStackConfig, RnnFcConfig
+from thesis.config import (
+    DECODERS,
+    DecoderConfig,
+    DilatedConvStackConfig,
+    RnnFcConfig,
+    SynthConfig,
+)
 
 N_OUTPUTS = st.integers(1, 20)
 CHOICES = {
@@ -377,3 +385,57 @@ def test_an_unbounded_field_stays_unbounded_through_any_layer():
     )
     assert inputs_seen(plan, 101) == (-math.inf, 102)
     assert receptive_field(plan) == (None, 1)
+
+
+# --- Three implementations ---
+
+
+def kinds_of(base):
+    """Every class below this one that a plan may hold."""
+    every = {kind for child in base.__subclasses__() for kind in {child, *kinds_of(child)}}
+    return {kind for kind in every if not inspect.isabstract(kind)}
+
+
+SMALLEST = {
+    Conv: (Conv("x", (INPUTS,), 3, 2, 3, 2),),
+    TransposedConv: (
+        Conv("half", (INPUTS,), 3, 2, 2, stride=2, period=2),
+        TransposedConv("x", ("half",), 3, 3, 2),
+    ),
+    Film: (Film("x", (INPUTS, INPUTS), 2, 2),),
+    Add: (Add("x", (INPUTS, INPUTS), 2),),
+    Take: (Take("x", (INPUTS,), 1, 1),),
+    Concat: (Concat("x", (INPUTS, INPUTS), 4),),
+    Gru: (Gru("x", (INPUTS,), 3, 2),),
+}
+"""The smallest plan with a node of each kind, but for its output layer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OfNodes(DilatedConvStackConfig):
+    """A decoder of any nodes."""
+
+    nodes: tuple[Node, ...] = ()
+
+    def plan(self, n_outputs):
+        last = self.nodes[-1]
+        return (*self.nodes, Conv("output", (last.name,), n_outputs, last.ch_out))
+
+
+@pytest.mark.parametrize("kind", sorted(kinds_of(Node), key=lambda kind: kind.__name__))
+def test_every_kind_of_node_is_the_same_in_tensorflow_onnx_and_numpy(kind, export):
+    from thesis.decoder import Decoder
+    from thesis.runtimes.onnx_runtime import Session
+
+    assert kind in SMALLEST, "give a plan that holds it"
+    config, synth = OfNodes(nodes=SMALLEST[kind]), SynthConfig(n_harmonics=2, n_noise_bands=3)
+    assert kind in map(type, config.nodes)
+    exported, weights = export(config, synth)
+    inputs = np.random.default_rng(0).uniform(0, 1, (9, 2)).astype(np.float32)
+    expected = reference.decode(inputs, weights, config)
+
+    decoder = Decoder(config, synth.n_outputs)
+    for name, weight in decoder.weights.items():
+        weight.assign(weights[name])
+    np.testing.assert_allclose(decoder(inputs[None])[0], expected, atol=1e-5)
+    np.testing.assert_allclose(Session(exported).decode(inputs[None])[0], expected, atol=1e-5)
