@@ -8,6 +8,7 @@ in a sweep. Without the recordings there is nothing to measure, and it says so.
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from thesis.data import ClipFormat, Clips
 from thesis.metrics import Quality, compare
 
 NAME = "quality"
-_RECORDINGS = Path(__file__).parents[2] / "shared" / "data"
+_BESIDE = Path(__file__).parents[2] / "shared" / "data"
 _VIOLIN = ClipFormat(16_000, 64, 4.0, 4.0, f0_min_hz=50.0, f0_max_hz=2000.0)
 _CHANNELS = {"DDSP-CNN-Tiny": 8, "DDSP-CNN": 128}
 _METRICS = {
@@ -39,7 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the benchmark."""
     parser = harness.parser(NAME, __doc__)
     parser.add_argument(
-        "--data", type=Path, default=_RECORDINGS, help="folder that holds violin/ and cello/"
+        "--data",
+        type=Path,
+        default=Path(os.environ.get("SWEEPS_DATA", _BESIDE)),
+        help="folder that holds violin/ and cello/; default: $SWEEPS_DATA, or shared/data beside "
+        "the checkout",
     )
     parser.add_argument("--steps", type=int, help="of training; default: 1000, with --quick 20")
     parser.add_argument(

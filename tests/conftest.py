@@ -1,5 +1,6 @@
 """Shared by all tests: how hypothesis draws a decoder, and a dataset that is made in a second."""
 
+import os
 from pathlib import Path
 from threading import Thread
 
@@ -13,7 +14,7 @@ from thesis.export import reference_onnx
 from thesis.prepare import prepare_demo
 from thesis.runtimes.onnx_runtime import Session
 
-REAL_DATA = Path(__file__).parents[1].parent / "shared" / "data"
+REAL_DATA = Path(os.environ.get("SWEEPS_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 # Speed is a matter for benchmarks: on a busy machine any example may take its time.
 settings.register_profile("project", deadline=None)
@@ -76,13 +77,23 @@ def dataset(tmp_path_factory):
     return prepare_demo(folder, n_train=3, n_validation=2, clip_seconds=0.5)
 
 
+def real_recordings(instrument):
+    folder = REAL_DATA / instrument
+    if not folder.is_dir():
+        pytest.skip(f"the real recordings are not at hand: no '{folder}', see CONTRIBUTING.md")
+    return folder
+
+
 @pytest.fixture
 def violin():
     """The folder of violin clips with what the thesis's models made of them."""
-    folder = REAL_DATA / "violin"
-    if not folder.is_dir():
-        pytest.skip("the real recordings are not at hand: no shared/data beside the checkout")
-    return folder
+    return real_recordings("violin")
+
+
+@pytest.fixture
+def cello():
+    """The folder of cello recordings."""
+    return real_recordings("cello")
 
 
 @pytest.fixture(scope="session")

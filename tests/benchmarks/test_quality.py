@@ -1,6 +1,7 @@
 """The losses that the thesis gives for what its models made of the violin clips."""
 
 import numpy as np
+import pytest
 
 from benchmarks import quality
 
@@ -14,8 +15,10 @@ def test_every_loss_of_the_thesis_is_reproduced(violin):
         assert loss.largest_difference < 1e-3
 
 
-def test_without_recordings_it_says_so_and_finds_nothing(tmp_path, capsys):
-    quality.main(["--data", str(tmp_path)])
+@pytest.mark.parametrize("named_by", ["option", "variable"])
+def test_without_recordings_it_says_so_and_finds_nothing(tmp_path, monkeypatch, capsys, named_by):
+    monkeypatch.setenv("SWEEPS_DATA", str(tmp_path if named_by == "variable" else tmp_path / "a"))
+    quality.main(["--data", str(tmp_path)] if named_by == "option" else [])
     printed = capsys.readouterr()
     assert printed.err.startswith(f"skipped: no violin/ and cello/ in '{tmp_path}'")
     assert not printed.out

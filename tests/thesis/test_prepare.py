@@ -18,8 +18,6 @@ from thesis.prepare import cut, find_recordings, prepare, prepare_demo, split_re
 
 RATE = 16_000
 
-REAL_DATA = Path(__file__).parents[2].parent / "shared" / "data"
-
 
 def tone(seconds: float, f0_hz: float = 440.0, rate: int = RATE) -> np.ndarray:
     time = np.arange(round(seconds * rate)) / rate
@@ -392,15 +390,15 @@ def test_a_demo_has_clips_in_both_splits(tmp_path: Path, option: str) -> None:
         prepare_demo(tmp_path / "d", **{option: 0})
 
 
-def test_the_pitch_of_real_cello_notes_is_the_one_in_their_names(tmp_path: Path) -> None:
-    if not REAL_DATA.is_dir():
-        pytest.skip("the real recordings are not at hand: no shared/data beside the checkout")
+def test_the_pitch_of_real_cello_notes_is_the_one_in_their_names(
+    tmp_path: Path, cello: Path
+) -> None:
     notes = {"C2": 65.41, "A3": 220.0, "Cs5": 554.37}
     audio = tmp_path / "audio"
     audio.mkdir()
     for note in notes:
         name = f"cello_{note}_15_forte_arco-normal.flac"
-        (audio / name).symlink_to(REAL_DATA / "cello" / name)
+        (audio / name).symlink_to((cello / name).resolve())
     dataset = prepare(audio, tmp_path / "dataset", workers=1)
     for split in ("train", "validation"):
         clips = dataset.clips(split)
