@@ -123,8 +123,9 @@ class SearchSpace:
         """Returns the canonical candidate with these axis values.
 
         Axes that make no difference to the model are left out, so that settings which differ in
-        those only are one candidate and are tried once. (Without dilation, layers and stacks of
-        one product build the same network too; those are not told apart.)
+        those only are one candidate and are tried once. Two kinds of settings that build the same
+        network are different candidates all the same: without dilation, layers and stacks of one
+        product; with resampling, a `stacks_per_resample` of all the stacks and one of more.
 
         Raises:
           SpaceError: An axis is missing, unknown, or has a value outside its domain.

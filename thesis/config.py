@@ -369,8 +369,8 @@ class SynthConfig:
       reverb_seconds: Length of the impulse response, 0 to 4 s; 0 leaves the reverb out.
       reverb_decay_seconds: Time in which an envelope on the impulse response falls by 60 dB, 0 to
         60 s; 0 for no envelope. See `thesis.reference.reverb_envelope`.
-      hop_multiple: The decoder runs on every so manieth frame of the dataset, 1 to 16, and one of
-        its frames lasts as many hops. At 2 it does half of the arithmetic.
+      hop_multiple: The decoder runs on every n-th frame of the dataset, 1 to 16, and one of its
+        frames lasts as many hops. At 2 it does half of the arithmetic.
       processor_group: A chain of ddsp's processors, which this one is to render alike; then
         `reverb_seconds` is that of the chain, and gin may not bind it to another. Not kept. See
         `thesis.from_ddsp`.
@@ -462,19 +462,20 @@ class TrainConfig:
     """How a model is trained.
 
     Attributes:
-      steps: Optimiser steps.
-      batch_size: Clips a step.
-      learning_rate: Adam's initial step size.
-      decay_rate: Factor of the exponential decay, every `decay_steps` steps, as in ddsp.
-      decay_steps: Steps between two decays.
-      clip_norm: Global norm to which gradients are clipped.
-      crop_seconds: Length of the random crop of a clip that a step sees; 0 takes whole clips.
-      cache_megabytes: Memory for what never changes of whole clips, 0 for none. A clip of 4 s at
-        16 kHz has 3 MB of spectrograms and, with 60 harmonics, 15 MB of sinusoids. What has no
-        room, and random crops, are computed anew in every step.
-      checkpoint_every: Steps between two checkpoints.
+      steps: Optimiser steps, 0 to 10 million.
+      batch_size: Clips a step, 1 to 512.
+      learning_rate: Adam's initial step size, 1e-8 to 10.
+      decay_rate: Factor of the exponential decay, every `decay_steps` steps, as in ddsp; 0 to 1.
+      decay_steps: Steps between two decays, 1 to 10 million.
+      clip_norm: Global norm to which gradients are clipped, 1e-6 to 1e6.
+      crop_seconds: Length of the random crop of a clip that a step sees, 0 to 600 s; 0 takes whole
+        clips.
+      cache_megabytes: Memory for what never changes of whole clips, 0 to 1,000,000; 0 for none. A
+        clip of 4 s at 16 kHz has 3 MB of spectrograms and, with 60 harmonics, 15 MB of sinusoids.
+        What has no room, and random crops, are computed anew in every step.
+      checkpoint_every: Steps between two checkpoints, 1 to 10 million.
       summaries: Whether the trial's files hold a folder for TensorBoard.
-      seed: Seeds the weights, the order of the clips and the noise.
+      seed: Seeds the weights, the order of the clips and the noise; 0 to 2**31 - 1.
       losses: What is minimised, the sum of them; by default the project's spectral loss, which is
         also what a model is judged by, whatever it was trained with. May be given as objects of
         `ddsp.losses.SpectralLoss`, and holds their settings. See `thesis.from_ddsp`.
@@ -522,9 +523,9 @@ class MeasureConfig:
     """How long the real-time factor is measured.
 
     Attributes:
-      seconds: Wall-clock budget of one measurement, candidate and reference together.
-      min_calls: Calls of each model at the least, however long they take.
-      max_calls: Calls of each model at the most.
+      seconds: Wall-clock budget of one measurement, candidate and reference together, 0.01 to 600.
+      min_calls: Calls of each model at the least, however long they take; 10 to a million.
+      max_calls: Calls of each model at the most; `min_calls` to a million.
     """
 
     seconds: float = 2.0
@@ -535,7 +536,7 @@ class MeasureConfig:
         _check_types(self)
         _check_range(self, "seconds", 0.01, 600)
         _check_range(self, "min_calls", 10, 1_000_000)
-        _check_range(self, "max_calls", 10, 1_000_000)
+        _check_range(self, "max_calls", self.min_calls, 1_000_000)
 
 
 @dataclass(frozen=True)

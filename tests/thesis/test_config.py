@@ -67,6 +67,15 @@ def test_a_number_outside_its_range_is_refused_in_one_line(stage, name, value):
     assert_one_line_with_hint(caught.value)
 
 
+def test_calls_at_the_most_are_no_fewer_than_at_the_least():
+    with pytest.raises(
+        ConfigError, match=r"measure\.max_calls = 49 is outside its range"
+    ) as caught:
+        MeasureConfig(min_calls=50, max_calls=49)
+    assert "between 50 and" in caught.value.hint
+    assert MeasureConfig(min_calls=50, max_calls=50).max_calls == 50
+
+
 def test_nan_is_outside_every_range():
     with pytest.raises(ConfigError, match="learning_rate = nan is outside its range"):
         TrainConfig(learning_rate=math.nan)

@@ -300,7 +300,7 @@ def test_a_write_that_fails_leaves_nothing(
 
 
 @pytest.mark.parametrize("factor", [1, 2, 3, 200])
-def test_subsampled_clips_keep_their_audio_and_every_so_manieth_frame(
+def test_subsampled_clips_keep_their_audio_and_every_nth_frame(
     dataset: Dataset, factor: int
 ) -> None:
     clips = dataset.clips("train")

@@ -63,7 +63,7 @@ def test_the_loudness_is_that_of_the_recording(sine, recording, tmp_path):
     np.testing.assert_allclose(sine.given.loudness_db, loud - 20, atol=0.5)
 
 
-def test_a_model_of_fewer_frames_is_given_every_so_manieth(sine, recording, tmp_path):
+def test_a_model_of_fewer_frames_is_given_every_nth_of_them(sine, recording, tmp_path):
     render_recording(sine, recording, tmp_path / "all.wav")
     every = vars(sine.given)
     sine.session = SimpleNamespace(
