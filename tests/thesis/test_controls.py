@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from thesis.config import SynthConfig
-from thesis.controls import Outputs, decoder_inputs, white_noise
+from thesis.controls import Outputs, decoder_inputs, noise_key, white_noise
 
 
 def test_inputs_are_scaled_as_ddsp_scales_them():
@@ -49,6 +49,31 @@ def test_noise_is_uniform_and_follows_the_seed():
     np.testing.assert_allclose(noise.var(), 1 / 3, atol=0.01)
     np.testing.assert_array_equal(noise, white_noise(1, 2, 50_000))
     assert (noise != white_noise(2, 2, 50_000)).mean() > 0.99
+    assert (noise[0] != noise[1]).mean() > 0.99
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**31])
+def test_noise_is_white(seed):
+    noise = white_noise(seed, 1, 2**16)[0].astype(np.float64)
+    # Of white noise, a mean of 512 bins of a periodogram is within 5 standard errors of the level.
+    power = abs(np.fft.rfft(noise))[1:] ** 2 / len(noise)
+    bands = power.reshape(64, 512).mean(1) * 3
+    np.testing.assert_allclose(bands, 1, atol=5 / np.sqrt(512))
+    # Neighbours fill the square evenly.
+    counts, *_ = np.histogram2d(noise[::2], noise[1::2], bins=16, range=[[-1, 1]] * 2)
+    expected = len(noise) / 2 / 256
+    assert ((counts - expected) ** 2 / expected).sum() < 400  # chi-squared: 255 +- 23
+
+
+def test_a_sample_of_noise_is_the_hash_of_its_number():
+    def lowbias32(x):
+        x = ((x ^ x >> 16) * 0x7FEB352D) % 2**32
+        x = ((x ^ x >> 15) * 0x846CA68B) % 2**32
+        return x ^ x >> 16
+
+    key = noise_key(seed=3)
+    expected = [(lowbias32(i ^ key) >> 8) / 2**23 - 1 for i in range(100)]
+    assert white_noise(3, 1, 100)[0].tolist() == expected
 
 
 def test_one_clip_has_the_noise_of_the_first_of_many():
