@@ -226,7 +226,7 @@ def begun(tmp_path: Path) -> list[str]:
     data = make_dataset(tmp_path / "data")
     facts = SweepFacts(
         name="begun",
-        gin_config=config.text,
+        gin_config="# As another release of gin prints it.\n" + config.text,
         dataset_fingerprint=load_facts(data).fingerprint,
         objectives=config.sweep.objectives,
         dataset_path=data,
