@@ -39,5 +39,9 @@ class ExportError(UserError):
     """A model whose exported form is missing, broken, or differs from the trained one."""
 
 
+class StreamError(UserError):
+    """Controls or states that a stream does not take."""
+
+
 class BundleError(UserError):
     """A model bundle that is incomplete, tampered with, or in the way."""

@@ -15,7 +15,7 @@ from thesis.errors import ExportError
 
 @dataclass(frozen=True)
 class Source:
-    """How a node takes one of its sources.
+    """How a node takes one of its sources: the past frames and then the block's, but the newest.
 
     Attributes:
       name: The source.
@@ -88,7 +88,7 @@ def schedule(plan: Sequence[Node]) -> Schedule:
         else:
             delay = late
             sources = tuple(
-                Source(source, (late - delays[source]) // periods[source])
+                Source(source, *[(late - delays[source]) // periods[source]] * 2)
                 for source in node.sources
             )
         steps.append(Step(node, sources, delay))

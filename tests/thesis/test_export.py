@@ -141,6 +141,8 @@ def test_the_metadata_says_what_goes_in_and_what_comes_out(export, rates):
         "decoder": asdict(REFERENCE_DECODER),
         "synth": asdict(SYNTH),
         "receptive_field_frames": 55,
+        "artifact": "decoder",
+        "states": {},
         "inputs": ["loudness_db / 80 + 1", "midi(f0_hz) / 127"],
         "outputs": {"amplitude": 1, "harmonic_distribution": 3, "noise_magnitudes": 4},
         **rates,

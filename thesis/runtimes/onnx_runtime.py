@@ -12,11 +12,45 @@ from thesis.config import SynthConfig
 from thesis.errors import ExportError
 
 
-class Session:
-    """A decoder loaded for inference.
+def load(model: bytes | Path, artifact: str) -> tuple[ort.InferenceSession, dict[str, Any]]:
+    """Loads a model for inference; returns it with its metadata.
 
     One thread, no spinning, denormals flushed to zero: the conditions of an audio callback, and
     the ones under which real-time factors are measured.
+
+    Args:
+      model: Its bytes or its file.
+      artifact: What it is to be: 'decoder', 'decoder_stream' or 'synth_stream'.
+
+    Raises:
+      ExportError: It cannot be read, or is not one of this project's.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    name, hint = model.name if isinstance(model, Path) else "model", "export or promote it again"
+    try:
+        data = model.read_bytes() if isinstance(model, Path) else model
+        session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        described = session.get_modelmeta().custom_metadata_map
+        metadata = {key: json.loads(value) for key, value in described.items()}
+    except Exception as error:  # ONNX Runtime raises a family of its own, without a base
+        said = str(error).partition("\n")[0]
+        raise ExportError(
+            f"{name} is no {artifact} that ONNX Runtime can load: {said}", hint=hint
+        ) from error
+    # Decoders of 0.1 do not say what they are.
+    found = metadata.get("artifact", "decoder" if "synth" in metadata else "something else")
+    if found != artifact:
+        raise ExportError(f"{name} is no {artifact}, but {found}", hint=hint)
+    return session, metadata
+
+
+class Session:
+    """A decoder loaded for inference, see `load`.
 
     Attributes:
       sample_rate: Of the audio that the decoder was trained for, in Hz.
@@ -28,31 +62,12 @@ class Session:
         """Loads a model from its bytes or its file.
 
         Raises:
-          ExportError: The model cannot be read, or is not one of this project's decoders.
+          ExportError: As `load`.
         """
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-        options.add_session_config_entry("session.set_denormal_as_zero", "1")
-        try:
-            data = model.read_bytes() if isinstance(model, Path) else model
-            self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-            self.metadata: dict[str, Any] = {
-                key: json.loads(value)
-                for key, value in self._session.get_modelmeta().custom_metadata_map.items()
-            }
-            self.sample_rate: int = self.metadata["sample_rate"]
-            self.hop_size: int = self.metadata["hop_size"]
-            self.synth = SynthConfig(**self.metadata["synth"])
-        except Exception as error:  # ONNX Runtime raises a family of its own, without a base
-            name = model.name if isinstance(model, Path) else "model"
-            said = str(error).partition("\n")[0]
-            raise ExportError(
-                f"{name} is no decoder that ONNX Runtime can load: {said}",
-                hint="export or promote the trial again",
-            ) from error
+        self._session, self.metadata = load(model, "decoder")
+        self.sample_rate: int = self.metadata["sample_rate"]
+        self.hop_size: int = self.metadata["hop_size"]
+        self.synth = SynthConfig(**self.metadata["synth"])
 
     def __call__(self, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Returns the decoder's output, [1, n_outputs, frames], for inputs [1, 2, frames]."""

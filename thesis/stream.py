@@ -1,0 +1,181 @@
+"""Plays an exported model block by block, as an audio callback does. Needs ONNX Runtime only.
+
+    stream = SynthStream(Path("bundle/synth_stream.onnx"))
+    for f0_hz, loudness_db in blocks:
+        audio = stream(f0_hz, loudness_db)
+
+Whatever the blocks, the audio is that of the whole clip, later by `latency_samples`.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thesis.config import N_INPUTS, SynthConfig
+from thesis.controls import noise_key
+from thesis.errors import StreamError
+from thesis.onnx_graph import NEXT, STATE
+from thesis.runtimes.onnx_runtime import load
+
+Array = npt.NDArray[Any]
+
+
+class _Stream:
+    """A model and what it remembers.
+
+    Attributes:
+      metadata: What the model says of itself.
+      sample_rate: Of the audio, in Hz.
+      hop_size: Samples a frame.
+      synth: What the decoder's outputs mean.
+      cycle: A block holds a multiple of so many frames.
+      delay_frames: Frames by which the output is late.
+    """
+
+    artifact: str
+
+    def __init__(self, model: bytes | Path) -> None:
+        """Loads a model from its bytes or its file.
+
+        Raises:
+          ExportError: It cannot be read, or is another artefact.
+        """
+        self._session, self.metadata = load(model, self.artifact)
+        self.sample_rate: int = self.metadata["sample_rate"]
+        self.hop_size: int = self.metadata["hop_size"]
+        self.synth = SynthConfig(**self.metadata["synth"])
+        self.cycle: int = self.metadata["cycle"]
+        self.delay_frames: int = self.metadata["delay_frames"]
+        self._state = self._silence()
+        self._names = [output.name for output in self._session.get_outputs()]
+
+    @property
+    def state(self) -> dict[str, Array]:
+        """What is remembered, by name: a copy, to be set again later.
+
+        Setting it raises StreamError for another name, shape or type than the model's.
+        """
+        return {name: value.copy() for name, value in self._state.items()}
+
+    @state.setter
+    def state(self, state: Mapping[str, Array]) -> None:
+        expected = self._silence()
+        if state.keys() != expected.keys():
+            odd = sorted(state.keys() ^ expected.keys())
+            raise StreamError(f"the state has other names: {', '.join(odd)}", hint=_STATE_HINT)
+        for name, value in state.items():
+            want = expected[name]
+            if value.shape != want.shape or value.dtype != want.dtype:
+                raise StreamError(
+                    f"state '{name}' is {value.dtype} {list(value.shape)}, "
+                    f"not {want.dtype} {list(want.shape)}",
+                    hint=_STATE_HINT,
+                )
+        self._state = {name: value.copy() for name, value in state.items()}
+
+    def reset(self) -> None:
+        """Forgets all: the next block is the first of a clip."""
+        self._state = self._silence()
+
+    def _silence(self) -> dict[str, Array]:
+        return {
+            name: np.zeros(value["shape"], value["dtype"])
+            for name, value in self.metadata["states"].items()
+        }
+
+    def _run(self, inputs: Mapping[str, Array]) -> Array:
+        """Runs a block of controls, [..., frames], and remembers what the next one needs."""
+        for name, value in inputs.items():
+            n_frames = value.shape[-1]
+            if n_frames == 0 or n_frames % self.cycle:
+                raise StreamError(
+                    f"a block of {n_frames} frames",
+                    hint=f"this model takes multiples of {self.cycle}, from {self.cycle} on",
+                )
+            if not np.isfinite(value).all():
+                # It would stay in the state for good.
+                raise StreamError(
+                    f"{name} holds values that are not finite",
+                    hint="where there is no pitch, f0 is 0; silence is -80 dB",
+                )
+        states = {STATE + name: value for name, value in self._state.items()}
+        results = self._session.run(None, {**inputs, **states})
+        values = dict(zip(self._names, results, strict=True))
+        self._state = {name: values[NEXT + name] for name in self._state}
+        output: Array = values[self._names[-1]]
+        return output
+
+
+_STATE_HINT = "take what `state` of a stream of the same model gave"
+
+
+class DecoderStream(_Stream):
+    """A decoder, block by block: controls in, raw synthesiser parameters out."""
+
+    artifact = "decoder_stream"
+
+    def __call__(self, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Returns the outputs of the next block, [1, frames, n_outputs].
+
+        Args:
+          inputs: [1, frames, 2], see `thesis.controls.decoder_inputs`.
+
+        Raises:
+          StreamError: Inputs of another shape, not finite, or not a multiple of `cycle` frames.
+        """
+        if inputs.ndim != 3 or inputs.shape[0] != 1 or inputs.shape[2] != N_INPUTS:
+            raise StreamError(
+                f"inputs of shape {list(inputs.shape)}", hint=f"[1, frames, {N_INPUTS}] is taken"
+            )
+        channels_first = inputs.transpose(0, 2, 1).astype(np.float32, order="C")
+        outputs: npt.NDArray[np.float32] = self._run({"inputs": channels_first})
+        return outputs.transpose(0, 2, 1)
+
+
+class SynthStream(_Stream):
+    """A whole model, block by block: pitch and loudness in, audio out."""
+
+    artifact = "synth_stream"
+
+    def __init__(self, model: bytes | Path, *, seed: int = 0) -> None:
+        """Loads a model.
+
+        Args:
+          model: Its bytes or its file.
+          seed: Of the noise.
+
+        Raises:
+          ExportError: It cannot be read, or is another artefact.
+        """
+        self._seed = seed
+        super().__init__(model)
+
+    @property
+    def latency_samples(self) -> int:
+        """Samples by which the audio is later than its controls."""
+        return self.delay_frames * self.hop_size
+
+    def _silence(self) -> dict[str, Array]:
+        silence = super()._silence()
+        return silence | {"noise_key": np.array([noise_key(self._seed)], np.int64)}
+
+    def __call__(self, f0_hz: Array, loudness_db: Array) -> npt.NDArray[np.float32]:
+        """Returns the audio of the next block, [frames * hop_size].
+
+        Args:
+          f0_hz: Pitch in Hz, [frames]; 0 or less where there is none.
+          loudness_db: Loudness in dB, -80 to 0, [frames].
+
+        Raises:
+          StreamError: Controls of another shape, not finite, or not a multiple of `cycle` frames.
+        """
+        if f0_hz.ndim != 1 or f0_hz.shape != loudness_db.shape:
+            raise StreamError(
+                f"f0_hz of shape {list(f0_hz.shape)}, loudness_db {list(loudness_db.shape)}",
+                hint="both are [frames]",
+            )
+        controls = {"f0_hz": f0_hz, "loudness_db": loudness_db}
+        return self._run({name: x.astype(np.float32) for name, x in controls.items()})
