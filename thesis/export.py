@@ -8,11 +8,15 @@ the number of nodes matter more than the arithmetic.
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from thesis.architecture import INPUTS, Weights, fold_batch_norm, initial_weights
 from thesis.config import N_INPUTS, REFERENCE_DECODER, DecoderConfig, SynthConfig, gin_name
 from thesis.onnx_decoder import count_frames, lay
 from thesis.onnx_graph import Graph
-from thesis.streaming import schedule
+from thesis.onnx_synth import F0, LOUDNESS, Synth, scaled_controls
+from thesis.streaming import schedule, synthesis_delay
 
 OUTPUTS = "outputs"
 MAX_ERROR = 1e-4
@@ -76,6 +80,52 @@ def decoder_stream_onnx(
     metadata = _metadata(config, synth, sample_rate, hop_size)
     metadata |= {"delay_frames": scheduled.delay, "cycle": scheduled.cycle}
     return graph.serialize("decoder_stream", metadata)
+
+
+def synth_stream_onnx(
+    config: DecoderConfig,
+    synth: SynthConfig,
+    weights: Weights,
+    impulse_response: npt.NDArray[np.float32],
+    *,
+    sample_rate: int,
+    hop_size: int,
+) -> bytes:
+    """Returns the whole model as a serialised ONNX model that plays its controls in blocks.
+
+    Inputs `f0_hz` and `loudness_db`, [frames]; output `audio`, [frames * hop_size]; states as in
+    `decoder_stream_onnx`, zeros at first but for `noise_key` (`thesis.controls.noise_key`). The
+    audio is late by `latency_samples` of the metadata. See `thesis.stream`.
+
+    Args:
+      config: The architecture.
+      synth: How many outputs there are and what they mean.
+      weights: Every weight of the plan by name.
+      impulse_response: The reverb as it is heard, [taps]; empty for none.
+      sample_rate: Of the audio, in Hz.
+      hop_size: Samples a frame.
+
+    Raises:
+      ExportError: The decoder cannot stream, see `thesis.streaming.schedule`.
+    """
+    graph = Graph()
+    plan, folded = fold_batch_norm(config.plan(synth.n_outputs), weights)
+    scheduled = schedule(plan)
+    for name in (F0, LOUDNESS):
+        graph.input(name, ["frames"])
+    count_frames(graph, F0, axis=0)
+    scaled_controls(graph, INPUTS)
+    outputs = lay(graph, plan, folded, scheduled)
+    Synth(graph, synth, sample_rate, hop_size, scheduled.delay).lay(outputs, impulse_response)
+    delay = scheduled.delay + synthesis_delay(synth, hop_size)
+    metadata = _metadata(config, synth, sample_rate, hop_size) | {
+        "inputs": ["f0_hz", "loudness_db"],
+        "outputs": ["audio"],
+        "delay_frames": delay,
+        "latency_samples": delay * hop_size,
+        "cycle": scheduled.cycle,
+    }
+    return graph.serialize("synth_stream", metadata)
 
 
 def _metadata(
