@@ -14,8 +14,10 @@ from thesis.bundle import (
     CLIP_FILE,
     CONFIG_FILE,
     DECODER_FILE,
+    DECODER_STREAM_FILE,
     RENDERING_FILE,
     REVERB_FILE,
+    SYNTH_STREAM_FILE,
     WEIGHTS_FILE,
     Controls,
     ModelBundle,
@@ -152,9 +154,17 @@ The full configuration is in `{CONFIG_FILE}`.
 
 ## Use
 
-`{DECODER_FILE}` takes `inputs` [1, 2, frames], loudness_db / 80 + 1 and the MIDI note of f0 / 127,
-and gives `outputs` [1, channels, frames]; its metadata says how they are split. `{REVERB_FILE}` is
-the room. Play a recording through it:
+`{SYNTH_STREAM_FILE}` plays: `f0_hz` and `loudness_db` [frames] in blocks, `audio` out, and whatever
+`state/NAME` takes is what `next/NAME` gave for the block before, zeros at first. In Python, with
+ONNX Runtime:
+
+    stream = load_bundle(Path(".")).stream()
+    audio = stream(f0_hz, loudness_db)  # of a block; late by stream.latency_samples
+
+`{DECODER_STREAM_FILE}` does so for the decoder alone. `{DECODER_FILE}` takes whole clips, `inputs`
+[1, 2, frames], loudness_db / 80 + 1 and the MIDI note of f0 / 127, and gives `outputs`
+[1, channels, frames]; its metadata says how they are split. `{REVERB_FILE}` is the room. (A model
+whose norm needs the whole clip has no stream files.) Play a recording through it:
 
     sweeps render . in.wav out.wav
 

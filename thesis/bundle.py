@@ -2,7 +2,9 @@
 
 | file | |
 |---|---|
-| `decoder.onnx` | the decoder; its metadata names inputs, outputs and rates |
+| `decoder.onnx` | the decoder for whole clips; its metadata names inputs, outputs and rates |
+| `decoder_stream.onnx` | the decoder for blocks of frames, with explicit states |
+| `synth_stream.onnx` | the whole model for blocks: pitch and loudness in, audio out |
 | `reverb.wav` | the impulse response, 32-bit float |
 | `model.gin` | the configuration that it was trained with |
 | `weights.npz` | the trained weights by name, as they were before export |
@@ -12,7 +14,7 @@
 | `README.md` | the model card |
 | `SHA256SUMS` | checksums of all of these, as `sha256sum -c` reads them |
 
-Nothing in a bundle is pickled, and nothing is loaded before its checksum is right.
+A model that cannot stream (norm 'time') has no stream files. Nothing in a bundle is pickled, and nothing is loaded before its checksum is right.
 """
 
 import io
@@ -28,12 +30,17 @@ import numpy as np
 import numpy.typing as npt
 
 from thesis.controls import decoder_inputs, white_noise
-from thesis.errors import BundleError
+from thesis.errors import BundleError, ExportError
+from thesis.export import decoder_stream_onnx, synth_stream_onnx
 from thesis.files import sha256, written_whole
 from thesis.reference import synthesize
 from thesis.runtimes.onnx_runtime import Session
+from thesis.stream import SynthStream
+from thesis.streaming import schedule
 
 DECODER_FILE = "decoder.onnx"
+DECODER_STREAM_FILE = "decoder_stream.onnx"
+SYNTH_STREAM_FILE = "synth_stream.onnx"
 REVERB_FILE = "reverb.wav"
 CONFIG_FILE = "model.gin"
 WEIGHTS_FILE = "weights.npz"
@@ -49,6 +56,9 @@ ARTIFACT_FILES = (DECODER_FILE, REVERB_FILE, CONFIG_FILE, WEIGHTS_FILE)
 _ALL_FILES = (
     *ARTIFACT_FILES, TRIAL_FILE, CLIP_FILE, RENDERING_FILE, CONTROLS_FILE, CARD_FILE,
 )  # fmt: skip
+
+STREAM_FILES = (DECODER_STREAM_FILE, SYNTH_STREAM_FILE)
+"""What a model that can stream has besides."""
 
 RENDER_TOLERANCE = 1e-4
 """A bundle's rendering may differ by this much between machines."""
@@ -81,6 +91,27 @@ class ModelBundle:
     def session(self) -> Session:
         """The decoder, loaded."""
         return Session(self.path / DECODER_FILE)
+
+    @property
+    def streams(self) -> bool:
+        """Whether the model can play a stream."""
+        return (self.path / SYNTH_STREAM_FILE).is_file()
+
+    def stream(self, *, seed: int = 0) -> SynthStream:
+        """Returns the model as it plays a stream, at the beginning of one.
+
+        Args:
+          seed: Of the noise.
+
+        Raises:
+          BundleError: The model cannot stream.
+        """
+        if not self.streams:
+            raise BundleError(
+                f"the model of '{self.path}' cannot stream",
+                hint="its norm needs the whole clip; DilatedConvStack.norm = 'frame' does not",
+            )
+        return SynthStream(self.path / SYNTH_STREAM_FILE, seed=seed)
 
     @cached_property
     def trial(self) -> dict[str, Any]:
@@ -152,7 +183,7 @@ def write_bundle(
 
     Raises:
       BundleError: The path exists, cannot be written to, or an artefact is missing.
-      ExportError: The decoder cannot be loaded.
+      ExportError: The decoder cannot be loaded, or does not go with the weights.
     """
     with written_whole(path, BundleError) as folder:
         for name in ARTIFACT_FILES:
@@ -162,6 +193,7 @@ def write_bundle(
                 )
             shutil.copy2(artifacts / name, folder / name)
         session = Session(folder / DECODER_FILE)
+        _write_streams(folder, session)
         rendering = render(session, read_audio(folder / REVERB_FILE), controls)
         write_audio(folder / CLIP_FILE, clip, session.sample_rate)
         write_audio(folder / RENDERING_FILE, rendering, session.sample_rate)
@@ -173,9 +205,29 @@ def write_bundle(
         )
         (folder / TRIAL_FILE).write_text(json.dumps(trial, indent=2) + "\n")
         (folder / CARD_FILE).write_text(card)
-        sums = "".join(f"{sha256(folder / name)}  {name}\n" for name in _ALL_FILES)
+        names = [name for name in (*_ALL_FILES, *STREAM_FILES) if (folder / name).is_file()]
+        sums = "".join(f"{sha256(folder / name)}  {name}\n" for name in names)
         (folder / CHECKSUMS_FILE).write_text(sums)
     return ModelBundle(path)
+
+
+def _write_streams(folder: Path, session: Session) -> None:
+    """Writes the models that play streams, if this one can."""
+    config = session.decoder_config
+    try:
+        schedule(config.plan(session.synth.n_outputs))
+    except ExportError:
+        return
+    with np.load(folder / WEIGHTS_FILE, allow_pickle=False) as arrays:
+        weights = dict(arrays)
+    rates = {"sample_rate": session.sample_rate, "hop_size": session.hop_size}
+    (folder / DECODER_STREAM_FILE).write_bytes(
+        decoder_stream_onnx(config, session.synth, weights, **rates)
+    )
+    response = read_audio(folder / REVERB_FILE)
+    (folder / SYNTH_STREAM_FILE).write_bytes(
+        synth_stream_onnx(config, session.synth, weights, response, **rates)
+    )
 
 
 def load_bundle(path: Path) -> ModelBundle:
@@ -192,7 +244,8 @@ def load_bundle(path: Path) -> ModelBundle:
             f"'{path}' is no model bundle",
             hint="make one with 'sweeps promote TRIAL --to DIR'",
         ) from error
-    for name in _ALL_FILES:
+    signed = [name for name in STREAM_FILES if name in expected or (path / name).exists()]
+    for name in (*_ALL_FILES, *signed):
         file = path / name
         if name not in expected or not file.is_file():
             raise BundleError(f"'{path}' has no {name}", hint="promote the trial again")
@@ -205,22 +258,33 @@ def load_bundle(path: Path) -> ModelBundle:
 
 
 def verify_bundle(path: Path) -> ModelBundle:
-    """Loads a bundle, renders its clip again and compares with the rendering that it holds.
+    """Loads a bundle, renders its clip again, whole and as a stream, and compares the renderings.
 
     Raises:
-      BundleError: As `load_bundle`, or the rendering differs.
+      BundleError: As `load_bundle`, or a rendering differs.
       ExportError: The decoder cannot be loaded.
     """
     bundle = load_bundle(path)
-    stored = read_audio(path / RENDERING_FILE)
-    rendered = bundle.render(bundle.controls())
-    error = float(abs(rendered - stored).max()) if rendered.shape == stored.shape else np.inf
+    stored, controls = read_audio(path / RENDERING_FILE), bundle.controls()
+    _require_equal("rendering", bundle.render(controls), stored, path)
+    if bundle.streams:
+        stream = bundle.stream()
+        n_frames = len(controls.f0_hz) // stream.cycle * stream.cycle
+        played = stream(controls.f0_hz[:n_frames], controls.loudness_db[:n_frames])
+        played = played[stream.latency_samples :]
+        _require_equal("stream", played, stored[: played.size], path)
+    return bundle
+
+
+def _require_equal(
+    what: str, audio: npt.NDArray[np.float32], stored: npt.NDArray[np.float32], path: Path
+) -> None:
+    error = float(abs(audio - stored).max(initial=0)) if audio.shape == stored.shape else np.inf
     if not error <= RENDER_TOLERANCE:
         raise BundleError(
-            f"the rendering of '{path}' differs by {error:.3g}, allowed {RENDER_TOLERANCE:g}",
+            f"the {what} of '{path}' differs by {error:.3g}, allowed {RENDER_TOLERANCE:g}",
             hint="this machine's runtime computes something else; see trial.json for versions",
         )
-    return bundle
 
 
 def write_audio(path: Path, audio: npt.NDArray[np.float32], sample_rate: int) -> None:

@@ -41,6 +41,8 @@ FILES = (
     "rendering.wav",
     "controls.npz",
     "README.md",
+    "decoder_stream.onnx",
+    "synth_stream.onnx",
 )
 
 
@@ -133,6 +135,34 @@ def test_a_model_without_reverb_is_bundled(artifacts, write_small_bundle, tmp_pa
     write_audio(folder / "reverb.wav", np.empty(0, np.float32), 16_000)
     write_small_bundle(tmp_path / "bundle", folder)
     assert verify_bundle(tmp_path / "bundle").impulse_response.shape == (0,)
+
+
+def test_a_bundle_plays_its_clip_as_a_stream(written):
+    bundle = load_bundle(written.path)
+    controls, stream = bundle.controls(), bundle.stream(seed=5)
+    blocks = np.array_split(np.arange(len(controls.f0_hz)), 9)
+    audio = [stream(controls.f0_hz[block], controls.loudness_db[block]) for block in blocks]
+    late = stream.latency_samples
+    expected = bundle.render(controls, seed=5)[:-late]
+    np.testing.assert_allclose(np.concatenate(audio)[late:], expected, atol=1e-5)
+
+
+def test_a_model_that_cannot_stream_is_bundled_without(
+    artifacts, export, small, write_small_bundle, tmp_path
+):
+    from dataclasses import replace
+
+    folder = shutil.copytree(artifacts, tmp_path / "whole_clip")
+    model, weights = export(replace(small.decoder, norm="time"), small.synth)
+    (folder / DECODER_FILE).write_bytes(model)
+    np.savez(folder / WEIGHTS_FILE, **weights)
+    write_small_bundle(tmp_path / "bundle", folder)
+    bundle = verify_bundle(tmp_path / "bundle")
+    assert not bundle.streams
+    assert not (tmp_path / "bundle" / "synth_stream.onnx").exists()
+    with pytest.raises(BundleError, match="cannot stream") as caught:
+        bundle.stream()
+    assert_one_line_with_hint(caught.value)
 
 
 # --- What was changed ---

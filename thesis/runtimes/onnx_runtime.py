@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from thesis.config import SynthConfig
+from thesis.config import DECODERS, DecoderConfig, SynthConfig
 from thesis.errors import ExportError
 
 
@@ -68,6 +68,12 @@ class Session:
         self.sample_rate: int = self.metadata["sample_rate"]
         self.hop_size: int = self.metadata["hop_size"]
         self.synth = SynthConfig(**self.metadata["synth"])
+
+    @property
+    def decoder_config(self) -> DecoderConfig:
+        """The architecture."""
+        kind = self.metadata.get("decoder_type", "DilatedConvStack")
+        return DECODERS[kind](**self.metadata["decoder"])
 
     def __call__(self, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Returns the decoder's output, [1, n_outputs, frames], for inputs [1, 2, frames]."""
