@@ -3,12 +3,18 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+RUNTIMES := .venv-runtimes
+EXTRAS := --extra litert --extra openvino --extra torch --extra tvm
 
-.PHONY: help install demo test check format docs lock clean
+# uv's name for what pip calls PIP_FIND_LINKS: a folder or page of wheels, such as PyTorch's for CPUs.
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+
+.PHONY: help install demo test runtimes check format docs lock clean
 
 help:
 	@echo "make demo     install, then: demo data, a sweep, its Pareto front, a verified bundle"
 	@echo "make test     install, then run all tests"
+	@echo "make runtimes install all runtimes into .venv-runtimes, then test them, see docs/runtimes.md"
 	@echo "make check    lint, types, import directions"
 	@echo "make format   reformat the code"
 	@echo "make docs     write docs/cli.md and the table of models anew"
@@ -29,6 +35,15 @@ demo: install
 test: install
 	$(BIN)/pytest
 
+runtimes: $(RUNTIMES)/.installed
+	$(RUNTIMES)/bin/pytest tests/thesis/runtimes
+
+$(RUNTIMES)/.installed: requirements-runtimes.lock pyproject.toml | install
+	$(PYTHON) -m venv $(RUNTIMES)
+	$(BIN)/uv pip install --python $(RUNTIMES)/bin/python --quiet --no-deps -r requirements-runtimes.lock
+	$(BIN)/uv pip install --python $(RUNTIMES)/bin/python --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -46,6 +61,10 @@ docs: install
 lock: install
 	$(BIN)/uv pip compile pyproject.toml --group dev --python-version 3.11 --quiet \
 	  --no-annotate --no-header --output-file requirements.lock
+	# With PyTorch's wheel for CPUs at hand (PIP_FIND_LINKS), else that of CUDA and all it needs.
+	$(BIN)/uv pip compile pyproject.toml --group dev $(EXTRAS) --python-version 3.11 --quiet \
+	  --constraint requirements.lock --no-annotate --no-header --output-file requirements-runtimes.lock
+	sed -i 's/+cpu$$//' requirements-runtimes.lock
 
 clean:
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-runtimes build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

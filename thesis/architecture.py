@@ -119,6 +119,11 @@ class Layer(Node, ABC):
         return self.affine and self.norm != "none"
 
     @property
+    def centred(self) -> bool:
+        """Whether `centre_kernels` leaves the norm no mean to take out."""
+        return self.norm == "frame"
+
+    @property
     def epsilon(self) -> float:
         """What the norm adds to the variance."""
         return NORM_EPSILON[self.norm] if self.norm_epsilon is None else self.norm_epsilon
@@ -176,6 +181,11 @@ class Conv(Layer):
     def macs(self) -> int:
         """Multiply-accumulates of one output frame, norm and activation left out."""
         return math.prod(self.kernel_shape)
+
+    @property
+    def centred(self) -> bool:
+        """Whether `centre_kernels` leaves the norm no mean to take out."""
+        return super().centred and not self.depthwise
 
     @property
     def reach(self) -> int:
@@ -375,6 +385,24 @@ def fold_batch_norm(
             node = replace(node, norm="none", affine=True)
         folded.append(node)
     return tuple(folded), rest
+
+
+def centre_kernels(
+    plan: Sequence[Node], weights: Mapping[str, npt.NDArray[Any]]
+) -> dict[str, npt.NDArray[Any]]:
+    """Returns the weights of the same function whose frame norms find a mean of zero.
+
+    The norm takes out the mean over channels; a kernel and a bias without that mean save it the
+    work. Not so a depthwise kernel: it does not mix channels, see `Layer.centred`.
+    """
+    centred = dict(weights)
+    for node in plan:
+        if isinstance(node, Layer) and node.centred:
+            for name in ("kernel", "bias") if node.biased else ("kernel",):
+                weight = weights[f"{node.name}/{name}"].astype(np.float64)
+                weight -= weight.mean(-1, keepdims=True)
+                centred[f"{node.name}/{name}"] = weight.astype(np.float32)
+    return centred
 
 
 def macs_per_frame(plan: Sequence[Node]) -> int:

@@ -45,3 +45,7 @@ class StreamError(UserError):
 
 class BundleError(UserError):
     """A model bundle that is incomplete, tampered with, or in the way."""
+
+
+class MissingRuntimeError(UserError):
+    """A runtime that is not installed, or that there is none of."""

@@ -22,6 +22,7 @@ from thesis.architecture import (
     Node,
     Take,
     TransposedConv,
+    centre_kernels,
     fold_batch_norm,
     initial_weights,
     inputs_seen,
@@ -297,6 +298,24 @@ def test_other_norms_are_left_as_they_are(weights_of, config):
     folded, rest = fold_batch_norm(plan, weights)
     assert (folded, rest.keys()) == (plan, weights.keys())
     assert all(rest[name] is weights[name] for name in weights)
+
+
+@given(config=st.from_type(DecoderConfig), seed=st.integers(0, 1000))
+def test_centred_kernels_are_the_same_function_and_leave_no_mean_to_take_out(
+    weights_of, assert_equals_twin, config, seed
+):
+    plan = config.plan(5)
+    weights = weights_of(plan, seed)
+    inputs = np.random.default_rng(seed).normal(size=(30, 2))
+    centred = centre_kernels(plan, weights)
+    assert_equals_twin(reference.run(plan, centred, inputs), inputs, weights, config)
+    for node in plan:
+        for name, shape in node.weight_shapes.items():
+            assert centred[name].shape == shape
+            if getattr(node, "centred", False) and name.endswith(("kernel", "bias")):
+                np.testing.assert_allclose(centred[name].mean(-1), 0, atol=1e-7)
+            else:
+                assert centred[name] is weights[name]
 
 
 # --- What an output sees ---

@@ -10,6 +10,7 @@ import onnxruntime as ort
 
 from thesis.config import DECODERS, DecoderConfig, SynthConfig
 from thesis.errors import ExportError
+from thesis.runtimes import contract
 
 
 def load(model: bytes | Path, artifact: str) -> tuple[ort.InferenceSession, dict[str, Any]]:
@@ -49,7 +50,7 @@ def load(model: bytes | Path, artifact: str) -> tuple[ort.InferenceSession, dict
     return session, metadata
 
 
-class Session:
+class Session(contract.Session):
     """A decoder loaded for inference, see `load`.
 
     Attributes:
@@ -57,6 +58,8 @@ class Session:
       hop_size: Samples a frame of the decoder.
       synth: What its outputs mean; says how many hops of the dataset such a frame is.
     """
+
+    channels_first = True
 
     def __init__(self, model: bytes | Path):
         """Loads a model from its bytes or its file.
@@ -80,6 +83,21 @@ class Session:
         outputs: list[npt.NDArray[np.float32]] = self._session.run(None, {"inputs": inputs})
         return outputs[0]
 
-    def decode(self, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """As `__call__`, with channels last: [1, frames, 2] -> [1, frames, n_outputs]."""
-        return self(np.ascontiguousarray(inputs.transpose(0, 2, 1))).transpose(0, 2, 1)
+
+class OnnxRuntime(contract.Runtime):
+    """ONNX Runtime: the runtime that is measured."""
+
+    title = "ONNX Runtime"
+    distribution = "onnxruntime"
+    install = "pip install ddsp-sweeps"
+
+    def _convert(self, model: contract.TrainedDecoder, folder: Path) -> Path:
+        path = folder / "decoder.onnx"
+        path.write_bytes(model.onnx)
+        return path
+
+    def _load(self, path: Path) -> Session:
+        return Session(path)
+
+
+RUNTIME = OnnxRuntime()
