@@ -14,7 +14,8 @@
 | `README.md` | the model card |
 | `SHA256SUMS` | checksums of all of these, as `sha256sum -c` reads them |
 
-A model that cannot stream (norm 'time') has no stream files. Nothing in a bundle is pickled, and nothing is loaded before its checksum is right.
+A model that cannot stream (norm 'time') has no stream files. Nothing in a bundle is pickled, and
+nothing is loaded before its checksum is right.
 """
 
 import io

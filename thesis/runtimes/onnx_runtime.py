@@ -13,11 +13,22 @@ from thesis.errors import ExportError
 from thesis.runtimes import contract
 
 
+def session_options() -> ort.SessionOptions:
+    """Returns options for one thread, no spinning, denormals flushed to zero.
+
+    The conditions of an audio callback, and those under which real-time factors are measured.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    return options
+
+
 def load(model: bytes | Path, artifact: str) -> tuple[ort.InferenceSession, dict[str, Any]]:
     """Loads a model for inference; returns it with its metadata.
-
-    One thread, no spinning, denormals flushed to zero: the conditions of an audio callback, and
-    the ones under which real-time factors are measured.
 
     Args:
       model: Its bytes or its file.
@@ -26,16 +37,10 @@ def load(model: bytes | Path, artifact: str) -> tuple[ort.InferenceSession, dict
     Raises:
       ExportError: It cannot be read, or is not one of this project's.
     """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    options.add_session_config_entry("session.set_denormal_as_zero", "1")
     name, hint = model.name if isinstance(model, Path) else "model", "export or promote it again"
     try:
         data = model.read_bytes() if isinstance(model, Path) else model
-        session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(data, session_options(), providers=["CPUExecutionProvider"])
         described = session.get_modelmeta().custom_metadata_map
         metadata = {key: json.loads(value) for key, value in described.items()}
     except Exception as error:  # ONNX Runtime raises a family of its own, without a base
