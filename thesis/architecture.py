@@ -405,6 +405,14 @@ def centre_kernels(
     return centred
 
 
+def for_inference(
+    plan: Sequence[Node], weights: Mapping[str, npt.NDArray[Any]]
+) -> tuple[tuple[Node, ...], dict[str, npt.NDArray[Any]]]:
+    """Returns the plan and weights of the same function, with no norm's work left to do twice."""
+    plan, folded = fold_batch_norm(plan, weights)
+    return plan, centre_kernels(plan, folded)
+
+
 def macs_per_frame(plan: Sequence[Node]) -> int:
     """Returns the multiply-accumulates of one input frame on average, rounded up."""
     return math.ceil(sum(Fraction(node.macs, node.period) for node in plan))

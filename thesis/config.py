@@ -475,6 +475,8 @@ class TrainConfig:
         What has no room, and random crops, are computed anew in every step.
       checkpoint_every: Steps between two checkpoints, 1 to 10 million.
       summaries: Whether the trial's files hold a folder for TensorBoard.
+      sparsity: Share of each kernel's weights that are zero in the end, 0 to 0.99: the smallest
+        ones, ever more of them over three quarters of the training (Zhu & Gupta 2017).
       seed: Seeds the weights, the order of the clips and the noise; 0 to 2**31 - 1.
       losses: What is minimised, the sum of them; by default the project's spectral loss, which is
         also what a model is judged by, whatever it was trained with. May be given as objects of
@@ -491,6 +493,7 @@ class TrainConfig:
     cache_megabytes: int = 1024
     checkpoint_every: int = 50
     summaries: bool = False
+    sparsity: float = 0.0
     seed: int = 0
     losses: tuple[SpectralLoss, ...] = ()
 
@@ -507,6 +510,7 @@ class TrainConfig:
         _check_range(self, "crop_seconds", 0.0, 600.0)
         _check_range(self, "cache_megabytes", 0, 1_000_000)
         _check_range(self, "checkpoint_every", 1, 10_000_000)
+        _check_range(self, "sparsity", 0.0, 0.99)
         _check_range(self, "seed", 0, 2**31 - 1)
 
 

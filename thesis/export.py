@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thesis.architecture import INPUTS, Weights, fold_batch_norm, initial_weights
+from thesis.architecture import INPUTS, Weights, for_inference, initial_weights
 from thesis.config import N_INPUTS, REFERENCE_DECODER, DecoderConfig, SynthConfig, gin_name
 from thesis.onnx_decoder import count_frames, lay
 from thesis.onnx_graph import Graph
@@ -45,9 +45,9 @@ def decoder_onnx(
       hop_size: Samples a frame.
     """
     graph = Graph()
-    plan, folded = fold_batch_norm(config.plan(synth.n_outputs), weights)
+    plan, ready = for_inference(config.plan(synth.n_outputs), weights)
     graph.input(INPUTS, [1, N_INPUTS, "frames"])
-    graph.rename(lay(graph, plan, folded), OUTPUTS)
+    graph.rename(lay(graph, plan, ready), OUTPUTS)
     graph.output(OUTPUTS, [1, synth.n_outputs, "frames"])
     return graph.serialize("decoder", _metadata(config, synth, sample_rate, hop_size))
 
@@ -70,12 +70,12 @@ def decoder_stream_onnx(
       ExportError: The decoder cannot stream, see `thesis.streaming.schedule`.
     """
     graph = Graph()
-    plan, folded = fold_batch_norm(config.plan(synth.n_outputs), weights)
+    plan, ready = for_inference(config.plan(synth.n_outputs), weights)
     scheduled = schedule(plan)
     graph.input(INPUTS, [1, N_INPUTS, "frames"])
     if scheduled.delay:
         count_frames(graph, INPUTS, axis=2)
-    graph.rename(lay(graph, plan, folded, scheduled), OUTPUTS)
+    graph.rename(lay(graph, plan, ready, scheduled), OUTPUTS)
     graph.output(OUTPUTS, [1, synth.n_outputs, "frames"])
     metadata = _metadata(config, synth, sample_rate, hop_size)
     metadata |= {"delay_frames": scheduled.delay, "cycle": scheduled.cycle}
@@ -109,13 +109,13 @@ def synth_stream_onnx(
       ExportError: The decoder cannot stream, see `thesis.streaming.schedule`.
     """
     graph = Graph()
-    plan, folded = fold_batch_norm(config.plan(synth.n_outputs), weights)
+    plan, ready = for_inference(config.plan(synth.n_outputs), weights)
     scheduled = schedule(plan)
     for name in (F0, LOUDNESS):
         graph.input(name, ["frames"])
     count_frames(graph, F0, axis=0)
     scaled_controls(graph, INPUTS)
-    outputs = lay(graph, plan, folded, scheduled)
+    outputs = lay(graph, plan, ready, scheduled)
     Synth(graph, synth, sample_rate, hop_size, scheduled.delay).lay(outputs, impulse_response)
     delay = scheduled.delay + synthesis_delay(synth, hop_size)
     metadata = _metadata(config, synth, sample_rate, hop_size) | {

@@ -38,8 +38,8 @@ def lay(
 
     Args:
       graph: What it is added to. On a stream whose output is late it has the state `POSITION`.
-      plan: The network, batch norms folded.
-      weights: Every weight of the plan by name.
+      plan: The network, as `thesis.architecture.for_inference` returns it.
+      weights: Its weights by name.
       scheduled: The plan on a stream; None for a whole clip.
     """
     return _Layers(graph, plan, weights, scheduled).output
@@ -188,18 +188,10 @@ class _Layers:
         ]
         return self._graph.node("Conv", [conditions, *weights], f"{film.name}/{name}")
 
-    def _affine_map(self, layer: Layer) -> tuple[npt.NDArray[np.float64], str]:
+    def _affine_map(self, layer: Layer) -> tuple[npt.NDArray[np.float32], str]:
         """Returns a convolution's kernel, [taps, in, out], and the name of its bias."""
-        kernel = self._weights[f"{layer.name}/kernel"].astype(np.float64)
-        bias = np.zeros(layer.ch_out)
-        if layer.biased:
-            bias += self._weights[f"{layer.name}/bias"]
-        if layer.norm == "frame" and _mixes_channels(layer):
-            # The norm subtracts the mean over channels. A kernel without that mean saves it the
-            # work; a depthwise one cannot be centred across channels, see `_frame_norm`.
-            kernel -= kernel.mean(axis=2, keepdims=True)
-            bias -= bias.mean()
-        return kernel, self._graph.constant(f"{layer.name}/B", bias)
+        bias = self._weights[f"{layer.name}/bias"] if layer.biased else np.zeros(layer.ch_out)
+        return self._weights[f"{layer.name}/kernel"], self._graph.constant(f"{layer.name}/B", bias)
 
     def _normed(self, layer: Layer, y: str) -> str:
         """Adds norm and activation of a convolution."""
@@ -230,7 +222,7 @@ class _Layers:
         """Layer norm over channels. The moments are 1x1 convolutions, the fastest way there is."""
         name, ch = layer.name, layer.ch_out
         average = self._graph.constant(f"{name}/M", np.full((1, ch, 1), 1.0 / ch))
-        if not _mixes_channels(layer):
+        if not layer.centred:
             mean = self._graph.node("Conv", [y, average], f"{name}/mean")
             y = self._graph.node("Sub", [y, mean], f"{name}/centred")
         squared = self._graph.node("Mul", [y, y], f"{name}/squared")
@@ -291,7 +283,3 @@ class _Layers:
             first = self._graph.node("Sub", [STATE + POSITION, delay], f"{mask}/first")
             begun(self._graph, first, self._n_frames(1), mask, period=period)
         return self._graph.node("Mul", [x, mask], f"{name}/from_the_first")
-
-
-def _mixes_channels(layer: Layer) -> bool:
-    return not (isinstance(layer, Conv) and layer.depthwise)

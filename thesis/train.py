@@ -125,6 +125,7 @@ def train(
             if not (math.isfinite(value) and math.isfinite(norm)):
                 raise DivergedError(step + 1, float(recent[-1]) if step else None)
             apply(gradients)
+            _prune(model, pruned_share(config, step + 1))
             recent.assign([*recent.numpy()[1:], value])
             done.assign(step + 1)
             report = Report(step + 1, _mean(recent))
@@ -161,6 +162,30 @@ def _summary_log(folder: Path | None) -> Iterator[Callable[..., None]]:
             writer.flush()
 
         yield log
+
+
+def pruned_share(config: TrainConfig, step: int) -> float:
+    """Returns the share of each kernel's weights that are zero after so many steps.
+
+    It rises steeply at first, while there is much to choose from, and stays for the last quarter,
+    in which the other weights make up for what is gone (Zhu & Gupta 2017, equation 1).
+    """
+    to_go = max(0.0, 1.0 - step / (0.75 * config.steps))
+    return config.sparsity * (1.0 - to_go**3)
+
+
+def _prune(model: Model, share: float) -> None:
+    """Sets the smallest weights of each kernel to zero, this share of them, rounded down.
+
+    Which ones is found anew in each step: a weight that the gradient has brought back may stay.
+    """
+    for name, variable in model.decoder.weights.items() if share else ():
+        count = int(share * np.prod(variable.shape))
+        if count and name.endswith("kernel"):
+            weights = np.array(variable.numpy())
+            smallest = np.argpartition(np.abs(weights), count - 1, axis=None)[:count]
+            weights.ravel()[smallest] = 0.0
+            variable.assign(weights)
 
 
 @dataclass(frozen=True)

@@ -208,6 +208,52 @@ def test_the_reverb_is_heard_and_trained_through_its_envelope(dataset, small, ra
     assert abs(model.impulse_response.numpy()[600:]).max() < 1e-6
 
 
+# --- Pruning ---
+
+
+def test_a_sparse_model_has_so_many_weights_of_zero_and_its_loss_falls(make_model, clips, small):
+    model = make_model()
+    before = {name: np.abs(weight) for name, weight in model.decoder.named_weights().items()}
+    config = replace(small.train, steps=40, sparsity=0.6)
+    reports = list(train(model, clips, config))
+    assert reports[-1].loss < 0.9 * reports[0].loss
+    for name, weight in model.decoder.named_weights().items():
+        if name.endswith("kernel"):
+            gone = weight == 0
+            assert gone.sum() == int(0.6 * weight.size)
+            # Those that were small go first.
+            assert before[name][gone].mean() < before[name][~gone].mean()
+        else:
+            assert (weight != 0).any()
+
+
+def test_the_pruned_share_rises_and_stays_for_the_last_quarter():
+    config = TrainConfig(steps=400, sparsity=0.8)
+    shares = [stage.pruned_share(config, step) for step in range(401)]
+    assert shares[0] == 0.0
+    assert (np.diff(shares[:301]) > 0).all()
+    assert shares[100] > 0.5 * 0.8
+    assert shares[300:] == [0.8] * 101
+    assert stage.pruned_share(TrainConfig(steps=400), 400) == 0.0
+
+
+def test_a_resumed_pruning_continues_as_if_it_had_never_stopped(
+    make_model, clips, small, every_step, tmp_path
+):
+    config = replace(small.train, sparsity=0.5)
+    whole = make_model()
+    expected = losses(train(whole, clips, config))
+    running = train(make_model(), clips, config, checkpoints=tmp_path)
+    for _ in range(4):
+        next(running)
+    running.close()
+    resumed = make_model(seed=9)
+    reports = list(train(resumed, clips, config, checkpoints=tmp_path))
+    np.testing.assert_allclose(losses(reports), expected[4:], rtol=1e-6)
+    for name, weight in whole.decoder.named_weights().items():
+        np.testing.assert_array_equal(resumed.decoder.weights[name] == 0, weight == 0)
+
+
 # --- Divergence ---
 
 

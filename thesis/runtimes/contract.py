@@ -28,8 +28,7 @@ from thesis.architecture import (
     Take,
     TransposedConv,
     Weights,
-    centre_kernels,
-    fold_batch_norm,
+    for_inference,
 )
 from thesis.config import N_INPUTS, DecoderConfig, SynthConfig
 from thesis.errors import ExportError, MissingRuntimeError, UserError
@@ -72,8 +71,7 @@ class TrainedDecoder:
     @cached_property
     def folded(self) -> tuple[tuple[Node, ...], Weights]:
         """Plan and weights without batch norm, and with no mean left for frame norms."""
-        plan, weights = fold_batch_norm(self.config.plan(self.synth.n_outputs), self.weights)
-        return plan, centre_kernels(plan, weights)
+        return for_inference(self.config.plan(self.synth.n_outputs), self.weights)
 
 
 @dataclass(frozen=True)
