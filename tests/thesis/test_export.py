@@ -187,11 +187,11 @@ def test_a_model_is_the_same_from_bytes_and_from_a_file(export, tmp_path):
     )
 
 
-def identity_model():
-    """A model that ONNX Runtime loads, and that is none of ours."""
+def foreign_model(operator):
+    """A model of one operator, that is none of ours."""
     values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1]) for n in ("a", "b")]
     graph = helper.make_graph(
-        [helper.make_node("Identity", ["a"], ["b"])], "g", *[[v] for v in values]
+        [helper.make_node(operator, ["a"], ["b"])], "g", *[[v] for v in values]
     )
     opset = [helper.make_opsetid("", 18)]
     return helper.make_model(graph, opset_imports=opset, ir_version=9).SerializeToString()
@@ -204,7 +204,8 @@ def identity_model():
         pytest.param(lambda model: model[:-1], id="one-byte-short"),
         pytest.param(lambda model: b"", id="empty"),
         pytest.param(lambda model: b"no model\n" * 100, id="text"),
-        pytest.param(lambda model: identity_model(), id="another-model"),
+        pytest.param(lambda model: foreign_model("Identity"), id="another-model"),
+        pytest.param(lambda model: foreign_model("Unheard"), id="unsupported-operator"),
     ],
 )
 def test_what_is_no_decoder_is_one_line_with_a_hint(export, spoil, tmp_path):
