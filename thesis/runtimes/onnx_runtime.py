@@ -1,6 +1,7 @@
 """ONNX Runtime on one CPU thread: the runtime that is measured."""
 
 import json
+from itertools import product, starmap
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import onnxruntime as ort
 from thesis.config import DECODERS, DecoderConfig, SynthConfig
 from thesis.errors import ExportError
 from thesis.runtimes import contract
+from thesis.runtimes.contract import Quantisation
 
 
 def session_options() -> ort.SessionOptions:
@@ -95,10 +97,30 @@ class OnnxRuntime(contract.Runtime):
     title = "ONNX Runtime"
     distribution = "onnxruntime"
     install = "pip install ddsp-sweeps"
+    quantisations = (
+        *(Quantisation("dynamic", "operators", norm) for norm in (True, False)),
+        *starmap(
+            Quantisation,
+            product(("minmax", "entropy", "percentile"), ("operators", "qdq"), (True, False)),
+        ),
+    )
 
     def _convert(self, model: contract.TrainedDecoder, folder: Path) -> Path:
         path = folder / "decoder.onnx"
         path.write_bytes(model.onnx)
+        return path
+
+    def _quantise(
+        self,
+        model: contract.TrainedDecoder,
+        folder: Path,
+        how: Quantisation,
+        inputs: contract.Floats,
+    ) -> Path:
+        from thesis.quantise import quantised_onnx
+
+        path = folder / f"decoder-{how.name}.onnx"
+        path.write_bytes(quantised_onnx(model, how, inputs))
         return path
 
     def _load(self, path: Path) -> Session:

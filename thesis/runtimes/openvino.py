@@ -1,10 +1,16 @@
 """OpenVINO on one CPU thread, in float32."""
 
+import io
+import logging
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from thesis.quantise import nodes_of_norms
 from thesis.runtimes import contract
-from thesis.runtimes.contract import Floats, TrainedDecoder, environment
+from thesis.runtimes.contract import Floats, Quantisation, TrainedDecoder, environment
 
 _SETTINGS = {
     "INFERENCE_NUM_THREADS": 1,
@@ -60,11 +66,36 @@ class OpenVino(contract.Runtime):
     title = "OpenVINO"
     distribution = "openvino"
     install = 'pip install "ddsp-sweeps[openvino]"'
+    quantisations = tuple(Quantisation("minmax", "qdq", norm) for norm in (True, False))
 
     def _convert(self, model: TrainedDecoder, folder: Path) -> Path:
         ov = _openvino()
         path = folder / "decoder.xml"
         ov.save_model(ov.Core().read_model(model.onnx), path, compress_to_fp16=False)
+        return path
+
+    def _quantise(
+        self, model: TrainedDecoder, folder: Path, how: Quantisation, inputs: Floats
+    ) -> Path:
+        ov = _openvino()
+        # NNCF sends usage data, too, and has a variable of its own against it.
+        with environment(NNCF_CI="1"):
+            import nncf
+        nncf.set_log_level(logging.ERROR)
+        in_floats = nncf.IgnoredScope(
+            names=nodes_of_norms(model) if how.float_norm else [], validate=False
+        )
+        clips = np.ascontiguousarray(inputs.transpose(0, 2, 1))
+        with redirect_stdout(io.StringIO()):  # which is for data, not for progress
+            integers = nncf.quantize(
+                ov.Core().read_model(model.onnx),
+                nncf.Dataset([clip[None] for clip in clips]),
+                target_device=nncf.TargetDevice.CPU,
+                subset_size=len(clips),
+                ignored_scope=in_floats,
+            )
+        path = folder / f"decoder-{how.name}.xml"
+        ov.save_model(integers, path, compress_to_fp16=False)
         return path
 
     def _load(self, path: Path) -> Session:

@@ -12,11 +12,13 @@ import pytest
 from thesis import runtimes
 from thesis.architecture import Add, Conv
 from thesis.config import REFERENCE_DECODER, DilatedConvStackConfig, RnnFcConfig, SynthConfig
+from thesis.controls import decoder_inputs
 from thesis.errors import ExportError, MissingRuntimeError
 from thesis.runtimes.contract import Quantisation, TrainedDecoder
 
 SYNTH = SynthConfig(n_harmonics=3, n_noise_bands=4)
 SMALL = DilatedConvStackConfig(channels=4, layers_per_stack=2, stacks=2, dilation_base=2)
+WIDE = DilatedConvStackConfig(channels=128, layers_per_stack=1, stacks=1)
 MODELS = {
     "tiny": REFERENCE_DECODER,
     "no norm": replace(SMALL, norm="none"),
@@ -49,6 +51,13 @@ def trained(weights_of, rates):
 @pytest.fixture
 def loaded(runtime, trained, tmp_path):
     return runtime.load(runtime.convert(trained(SMALL), tmp_path))
+
+
+@pytest.fixture(scope="module")
+def features(dataset):
+    """Inputs of the training clips, [n_clips, frames, 2]."""
+    clips = dataset.clips("train")
+    return decoder_inputs(clips.f0_hz, clips.loudness_db)
 
 
 def inputs_of(n_frames, seed=0):
@@ -105,6 +114,59 @@ def test_sessions_do_not_disturb_each_other(runtime, trained, tmp_path):
 
 def test_a_call_takes_time(loaded):
     assert loaded.seconds(loaded.arranged(inputs_of(20))) > 0
+
+
+# --- In 8-bit integers ---
+
+
+LEAST_SNR_DB = {"dynamic": 30, "minmax": 30, "percentile": 30, "entropy": 10}
+"""Entropy cuts off what is rare, be it loud."""
+
+
+def snr_db(outputs, expected):
+    return 10 * np.log10((expected**2).sum() / ((outputs - expected) ** 2).sum())
+
+
+def size(path):
+    """Bytes of a file and of those of the same name beside it."""
+    return sum(file.stat().st_size for file in path.parent.glob(f"{path.stem}.*"))
+
+
+@pytest.mark.parametrize(
+    ("runtime", "how"),
+    [
+        pytest.param(name, how, id=f"{name}-{how.name}")
+        for name in runtimes.NAMES
+        for how in runtimes.runtime(name).quantisations
+    ],
+    indirect=["runtime"],
+)
+def test_a_quantised_decoder_is_smaller_and_close_to_the_float_one(
+    runtime, how, trained, features, tmp_path
+):
+    model = trained(WIDE)
+    floats = runtime.convert(model, tmp_path)
+    path = runtime.quantise(model, tmp_path, how, features)
+    assert size(path) < 0.6 * size(floats)
+    session, original = runtime.load(path), runtime.load(floats)
+    for inputs in (features[:1], features[1:2, :50]):
+        outputs, expected = session.decode(inputs), original.decode(inputs)
+        assert outputs.shape == expected.shape
+        # As fine as 8 bits are, and no finer.
+        assert LEAST_SNR_DB[how.ranges] < snr_db(outputs, expected) < 60
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_kind_of_decoder_that_is_taken_can_be_quantised(
+    runtime, trained, features, tmp_path, name
+):
+    model = trained(MODELS[name])
+    if not runtime.quantisations or {type(node) for node in model.folded[0]} - runtime.takes:
+        pytest.skip(f"{runtime.title} does not quantise this decoder")
+    how = next(how for how in runtime.quantisations if how.ranges == "minmax")
+    path = runtime.quantise(model, tmp_path, how, features)
+    expected = runtime.load(runtime.convert(model, tmp_path)).decode(features[:1])
+    assert snr_db(runtime.load(path).decode(features[:1]), expected) > 20
 
 
 # --- What it refuses ---
