@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from sweeps import __version__
 from sweeps.errors import SweepError, nearest
-from thesis.errors import ConfigError, UserError
+from thesis.errors import BenchError, ConfigError, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -322,6 +322,45 @@ def _render(options: argparse.Namespace) -> None:
     print(f"{options.out}: {seconds:.1f} s")
 
 
+def _bench(options: argparse.Namespace) -> None:
+    from sweeps.tables import bench_json, print_bench, print_json
+    from thesis.bench import bench
+
+    if options.figure:
+        _check_figure(options.figure)
+    with _counting("rounds, processes") as counted:
+        report = bench(
+            options.bundles,
+            artifacts=options.artifacts,
+            runtimes=options.runtimes,
+            quantisations=options.quantise,
+            blocks=[int(block) if block.isdecimal() else block for block in options.blocks],
+            seconds=options.seconds,
+            dataset=options.data,
+            on_progress=counted,
+        )
+    found = bench_json(report)
+    if options.figure:
+        from analysis.bench_figure import draw_bench
+
+        draw_bench(
+            found["rows"], options.figure, title=f"One thread of {found['machine']['processor']}"
+        )
+        _say(f"wrote {options.figure}")
+    if options.json:
+        print_json(found)
+    else:
+        print_bench(report)
+        if not options.figure:
+            _say(f"next: sweeps bench {' '.join(map(str, options.bundles))} --figure bench.png")
+
+
+def _check_figure(path: Path) -> None:
+    """Raises BenchError before long work whose figure could not be written."""
+    if not (path.absolute().parent.is_dir() and path.suffix == ".png"):
+        raise BenchError(f"cannot draw '{path}'", hint="it ends in .png, in a folder that is there")
+
+
 def _demo(options: argparse.Namespace) -> None:
     from sweeps.demo import run_demo
 
@@ -343,9 +382,10 @@ def _counting(what: str) -> Iterator[Callable[[int, int], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    # No thread that draws: it would disturb what is timed.
+    with Progress(*columns, console=console, transient=True, auto_refresh=False) as progress:
         task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+        yield lambda done, total: progress.update(task, completed=done, total=total, refresh=True)
 
 
 def _stderr_console() -> "Console":
@@ -427,6 +467,11 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("bundle", type=Path, metavar="DIR")
     _add_render(add("render", _render, "play a recording through a model bundle",
         "sweeps render bundles/tiny flute.wav flute-as-cello.wav --transpose -12"))  # fmt: skip
+    _add_bench(add("bench", _bench, "measure model bundles in runtimes and sizes of blocks",
+        "sweeps bench bundles/tiny",
+        "sweeps bench bundles/tiny bundles/full --artifacts synth_stream --blocks 256 1024",
+        "sweeps bench bundles/tiny --runtimes all --quantise all --data datasets/cello",
+        "sweeps bench bundles/tiny --figure bench.png --json > bench.json"))  # fmt: skip
     demo = add("demo", _demo, "run the whole thing on a synthetic instrument, in minutes",
         "sweeps demo --out demo")  # fmt: skip
     demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="default: demo")
@@ -491,6 +536,23 @@ def _add_render(parser: argparse.ArgumentParser) -> None:
     add("recording", type=Path, metavar="IN", help="wav, flac, mp3 or ogg")
     add("out", type=Path, metavar="OUT.wav")
     add("--transpose", type=float, default=0.0, metavar="SEMITONES", help="default: 0")
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    add, several = parser.add_argument, partial(parser.add_argument, nargs="+")
+    several("bundles", type=Path, metavar="DIR", help="what others are compared with first")
+    several("--artifacts", default=["decoder", "decoder_stream", "synth_stream"], metavar="A",
+        help="of decoder, decoder_stream, synth_stream; default: all")  # fmt: skip
+    several("--runtimes", default=["onnx_runtime"], metavar="R",
+        help="names, or all that are installed; default: onnx_runtime")  # fmt: skip
+    several("--quantise", default=[], metavar="Q", help="decoders, too, in this way, or in all")
+    several("--blocks", default=["64", "256", "1024", "2048", "clip"], metavar="N",
+        help="samples, or clip for a whole one; default: 64 256 1024 2048 clip")  # fmt: skip
+    add("--seconds", type=float, default=0.5, metavar="S",
+        help="of calls for each line of the table; default: 0.5")  # fmt: skip
+    add("--data", type=Path, metavar="DATASET", help="calibrates on it, and reports its val_loss")
+    add("--figure", type=Path, metavar="FILE.png", help="also draw it")
+    _add_json(parser)
 
 
 def _add_trial(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,8 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -15,6 +16,9 @@ from rich.table import Table
 from sweeps.objectives import metric
 from sweeps.pareto import ParetoFront
 from sweeps.trial import METRICS, Status, Trial
+
+if TYPE_CHECKING:
+    from thesis.bench import BenchReport, BenchRow
 
 ID_DIGITS = 6
 _SHORT = {
@@ -163,6 +167,76 @@ def print_status(records: Sequence[Mapping[str, Any]]) -> None:
         for r in records
     ]
     print_table([column.replace("_", " ") for column in columns], rows)
+
+
+def print_bench(report: "BenchReport") -> None:
+    """Prints what a bench found: each size of blocks, then each model, then what was left out."""
+    several = len({row.bundle for row in report.rows}) > 1
+    whose = ["bundle"] * several + ["artifact", "runtime", "quantisation"]
+
+    def names(row: "BenchRow") -> list[str]:
+        return [str(getattr(row, name)) for name in whose]
+
+    print_table(
+        [
+            *whose, "block", "x real time", "ratio [95%]", "p50 ms", "p95 ms", "p99 ms", "max ms",
+            "p99 of deadline", "first ms",
+        ],
+        [
+            [
+                *names(row),
+                str(row.block),
+                format_number(row.x_real_time),
+                _ratio_cell(row),
+                *(f"{1e3 * seconds:.3f}" for seconds in (
+                    row.p50_seconds, row.p95_seconds, row.p99_seconds, row.max_seconds,
+                )),
+                f"{row.p99_share_of_deadline:.1%}",
+                f"{1e3 * row.first_call_seconds:.2f}",
+            ]
+            for row in report.rows
+        ],
+    )  # fmt: skip
+    print()
+    models = {tuple(names(row)): row for row in report.rows}
+    peaks = {
+        key: max(row.peak_memory_bytes for row in report.rows if tuple(names(row)) == key)
+        for key in models
+    }
+    print_table(
+        [*whose, "version", "size kB", "start ms", "load ms", "peak MB", "val_loss"],
+        [
+            [
+                *key,
+                row.version,
+                f"{row.size_bytes / 1e3:,.1f}",
+                f"{1e3 * row.start_seconds:,.0f}",
+                f"{1e3 * row.load_seconds:,.1f}",
+                f"{peaks[key] / 1e6:,.0f}",
+                "-" if row.val_loss is None else format_number(row.val_loss),
+            ]
+            for key, row in models.items()
+        ],
+    )
+    for why, hint in dict.fromkeys((each.why, each.hint) for each in report.skipped):
+        alike = [each for each in report.skipped if (each.why, each.hint) == (why, hint)]
+        of = dict.fromkeys(name for each in alike if (name := each.artifact or each.runtime))
+        print(f"left out: {', '.join(of)}: {why}" + (f" ({hint})" if hint else ""))
+
+
+def bench_json(report: "BenchReport") -> dict[str, Any]:
+    """Returns what a bench found for programs, with stable keys."""
+    return {
+        "machine": dict(report.machine),
+        "rows": [row.to_record() for row in report.rows],
+        "skipped": [asdict(each) for each in report.skipped],
+    }
+
+
+def _ratio_cell(row: "BenchRow") -> str:
+    if row.is_reference or row.rtf_ratio is None:
+        return "reference" if row.is_reference else "-"
+    return f"{row.rtf_ratio:.3f} [{row.rtf_ratio_low:.3f}, {row.rtf_ratio_high:.3f}]"
 
 
 def _value(trial: Trial, name: str) -> str:

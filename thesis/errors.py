@@ -49,3 +49,7 @@ class BundleError(UserError):
 
 class MissingRuntimeError(UserError):
     """A runtime that is not installed, or that there is none of."""
+
+
+class BenchError(UserError):
+    """Something that cannot be benched."""

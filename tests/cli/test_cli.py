@@ -1,11 +1,13 @@
 """The command line: what it prints, how it ends, what it imports."""
 
 import csv
+import inspect
 import io
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,8 @@ from sweeps.config import find_run, load_run
 from sweeps.ledger import Ledger, SweepFacts
 from sweeps.trial import Candidate, Measurement, Provenance, Reason, Trial
 from tests.sweeps.fakes import make_dataset
+from thesis.bench import BenchReport, BenchRow, bench
+from thesis.bench_variants import Skipped
 from thesis.data import load_facts
 
 QUERY = """
@@ -435,6 +439,134 @@ def test_preparing_into_an_existing_folder_is_one_error(
     soundfile.write(folder / "a.wav", np.zeros(16000), 16000)
     assert run("prepare", str(folder), "--out", str(folder)) == 1
     assert_one_error(capsys, "exists already")
+
+
+# --- bench ---
+
+
+def report(*bundles: Path) -> BenchReport:
+    """A bench of decoders, as floats and as integers, and a runtime that is not there."""
+
+    def row(bundle: Path, form: str, ratio: float, **more: Any) -> BenchRow:
+        return BenchRow(
+            bundle=str(bundle), artifact="decoder", runtime="onnx_runtime", version="1.32",
+            quantisation=form, block=256, block_samples=256, deadline_seconds=0.016,
+            rtf=1e-3 * ratio,
+            rtf_ratio=ratio, rtf_ratio_low=ratio - 0.01, rtf_ratio_high=ratio + 0.01,
+            p50_seconds=1e-5, p95_seconds=2e-5, p99_seconds=3e-5, max_seconds=4e-5,
+            p99_share_of_deadline=3e-5 / 0.016, calls=500, first_call_seconds=1e-3,
+            start_seconds=0.1, load_seconds=0.01, peak_memory_bytes=98_000_000, size_bytes=17_087,
+            **more,
+        )  # fmt: skip
+
+    return BenchReport(
+        tuple(
+            row(bundle, form, ratio, is_reference=form == "float", val_loss=loss)
+            for bundle in bundles
+            for form, ratio, loss in (("float", 1.0, None), ("dynamic-operators", 0.5, 6.25))
+        ),
+        (Skipped("TVM is not installed", "pip install tvm", runtime="tvm"),),
+        {"processor": "AMD", "cores": 2, "load_average": [0.1, 0.2, 0.3]},
+    )
+
+
+@pytest.fixture
+def benched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The options of the benches that were asked for; none is run."""
+    asked = []
+
+    def bench(bundles: list[Path], **options: Any) -> BenchReport:
+        asked.append({"bundles": bundles, **options})
+        options["on_progress"](1, 1)
+        return report(*bundles)
+
+    monkeypatch.setattr("thesis.bench.bench", bench)
+    return asked
+
+
+def test_bench_prints_a_line_for_each_block_and_each_model_and_what_was_left_out(
+    benched: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("bench", "tiny") == 0
+    out, err = capsys.readouterr()
+    blocks, models = ([*map(str.split, part.splitlines())] for part in out.split("\n\n"))
+    floats = ["decoder", "onnx_runtime", "float", "256", "1,000", "reference"]
+    assert blocks[2] == [*floats, "0.010", "0.020", "0.030", "0.040", "0.2%", "1.00"]
+    assert blocks[3][4:8] == ["2,000", "0.500", "[0.490,", "0.510]"]
+    assert models[3] == ["decoder", "onnx_runtime", "dynamic-operators", "1.32", "17.1", "100",
+                         "10.0", "98", "6.25"]  # fmt: skip
+    assert "left out: tvm: TVM is not installed (pip install tvm)" in out
+    assert err.endswith("next: sweeps bench tiny --figure bench.png\n")
+
+
+def test_bench_names_the_bundles_where_there_are_several(
+    benched: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("bench", "tiny", "full") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:2] == ["bundle", "artifact"]
+    assert {line.split()[0] for line in lines if " 256 " in line} == {"tiny", "full"}
+
+
+def test_bench_hands_its_options_on(benched: list[dict[str, Any]], tmp_path: Path) -> None:
+    run("bench", "tiny")
+    run("bench", "tiny", "--artifacts", "decoder", "--runtimes", "all", "--quantise", "dynamic",
+        "--blocks", "128", "clip", "--seconds", "2", "--data", "cello")  # fmt: skip
+    usual, given = benched
+    defaults = inspect.signature(bench).parameters
+    for name in ("artifacts", "runtimes", "quantisations", "blocks", "seconds", "dataset"):
+        default = defaults[name].default
+        assert usual[name] == (list(default) if isinstance(default, tuple) else default)
+    given.pop("on_progress")
+    assert given == {
+        "bundles": [Path("tiny")], "artifacts": ["decoder"], "runtimes": ["all"],
+        "quantisations": ["dynamic"], "blocks": [128, "clip"], "seconds": 2.0,
+        "dataset": Path("cello"),
+    }  # fmt: skip
+
+
+def test_bench_as_json_has_rows_what_was_skipped_and_the_machine(
+    benched: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("bench", "tiny", "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document.keys() == {"machine", "rows", "skipped"}
+    assert [row["rtf_ratio"] for row in document["rows"]] == [1.0, 0.5]
+    assert document["rows"][0]["x_real_time"] == 1000
+    assert document["skipped"][0]["runtime"] == "tvm"
+
+
+def test_bench_draws_a_figure(benched: list[dict[str, Any]], tmp_path: Path) -> None:
+    assert run("bench", "tiny", "--figure", str(tmp_path / "bench.png")) == 0
+    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", ["bench.pdf", "nowhere/bench.png"])
+def test_a_figure_that_cannot_be_written_is_one_error_before_anything_is_benched(
+    benched: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert run("bench", "tiny", "--figure", str(tmp_path / name)) == 1
+    assert_one_error(capsys, name)
+    assert not benched
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "is no model bundle"),
+        (["--artifacts", "synth"], "no artefact named 'synth'"),
+        (["--blocks", "1k"], "no block of '1k'"),
+        (["--runtimes", "openvin"], "did you mean 'openvino'?"),
+    ],
+)
+def test_what_cannot_be_benched_is_one_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str
+) -> None:
+    assert run("bench", str(tmp_path), *options) == 1
+    assert_one_error(capsys, words)
+
+
+# --- How it ends ---
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,85 @@
+"""Draws a bench: how many times real time, against the size of blocks."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+_COLOURS = ("#0b6e8f", "#d1495b", "#edae49", "#66a182", "#8d5a97", "#6c757d", "#2e4057", "#b5651d")
+_STYLES = ("-", "--", ":", "-.")
+_LIMITS = {1.0: "deadline, 1x", 100.0: "100x"}
+
+Record = Mapping[str, Any]
+
+
+def draw_bench(records: Sequence[Record], path: Path, *, title: str) -> None:
+    """Writes a PNG of the records that `sweeps bench --json` prints as its rows.
+
+    A panel for each artefact, a line for each of its models. Whole clips stand at the size that
+    they have.
+
+    Args:
+      records: The rows.
+      path: File to write.
+      title: Of the figure.
+    """
+    artifacts = [*dict.fromkeys(record["artifact"] for record in records)]
+    figure = Figure(figsize=(2.2 + 3.8 * len(artifacts), 4.8), dpi=130, layout="constrained")
+    panels = figure.subplots(1, max(len(artifacts), 1), sharey=True, squeeze=False)[0]
+    bundles = [*dict.fromkeys(record["bundle"] for record in records)]
+    models = [*dict.fromkeys(_model(record) for record in records)]
+    for axes, artifact in zip(panels, artifacts, strict=False):
+        for bundle in bundles:
+            for colour, model in enumerate(models):
+                line = sorted(
+                    (record["block_samples"], record["x_real_time"])
+                    for record in records
+                    if (record["artifact"], record["bundle"], _model(record))
+                    == (artifact, bundle, model)
+                )
+                if line:
+                    axes.plot(
+                        *zip(*line, strict=True),
+                        marker="o", markersize=4, linewidth=1.4,
+                        color=_COLOURS[colour % len(_COLOURS)],
+                        linestyle=_STYLES[bundles.index(bundle) % len(_STYLES)],
+                        label=f"{Path(bundle).name}: {model}" if len(bundles) > 1 else model,
+                    )  # fmt: skip
+        _dress(axes, artifact, [r["block_samples"] for r in records if r["artifact"] == artifact])
+    panels[0].set_ylabel("x real time, higher is better")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    handles: dict[str, Any] = {}
+    for axes in panels:
+        handles |= dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside right upper", frameon=False, fontsize=8.5
+    )
+    figure.savefig(path)
+
+
+def _model(record: Record) -> str:
+    """Returns the runtime, and the quantisation where there is one."""
+    form = record["quantisation"]
+    return str(record["runtime"]) + ("" if form == "float" else f", {form}")
+
+
+def _dress(axes: Any, artifact: str, sizes: Sequence[int]) -> None:
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    for limit, name in _LIMITS.items():
+        axes.axhline(limit, color="#b9c2c8", linewidth=1, zorder=0)
+        axes.annotate(
+            name, (0.99, limit), xycoords=axes.get_yaxis_transform(), fontsize=8, color="#7a858c",
+            ha="right", va="bottom",
+        )  # fmt: skip
+    axes.xaxis.set_major_locator(FixedLocator(sorted(set(sizes))))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:,.0f}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda speed, _: f"{speed:,g}"))
+    axes.tick_params(axis="x", labelrotation=45, labelsize=8)
+    axes.set_xlabel("samples a block")
+    axes.set_title(artifact, loc="left", fontsize=10)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
