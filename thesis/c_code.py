@@ -134,9 +134,8 @@ def c_header(
         _manual(config, synth, steps.cycle, latency, sample_rate, hop_size),
         _GUARD,
         *_defines(facts),
-        "#define DDSP_RESTRICT __restrict",
-        "#define DDSP_ROW(ring, t) (ring)[(size_t)(t) & (sizeof(ring) / sizeof *(ring) - 1)]",
-        "\ntypedef struct {",
+        "\n" + _part("loops"),
+        "typedef struct {",
         *(f"    {line}" for line in state),
         "} ddsp_state;\n",
         *(_array(key, value) for key, value in constants.items()),
@@ -412,7 +411,7 @@ class _Decoder:
         ]
         self._loops += [
             f"\n    /* {node.name}: {about}. */",
-            f"    for (m = 0; m < {count}; m++) {{",
+            f"    for (int m = 0; m < {count}; m++) {{",
             *(f"        {line}" for line in body),
             "    }",
         ]
@@ -423,17 +422,21 @@ class _Decoder:
         return f"ddsp_{key}"
 
     def _conv(self, conv: Conv, x: Source) -> tuple[str, list[str]]:
-        row = _row(x, _times("t", conv.stride), _times("k", conv.dilation))
         kernel, first = self._affine_map(conv)
         if conv.depthwise:
             apply, size, sizes = "ddsp_depthwise", conv.ch_out, f"{conv.ch_out}"
         else:
             apply, size = "ddsp_dense", conv.ch_in * conv.ch_out
             sizes = f"{conv.ch_in}, {conv.ch_out}"
-        product = [
-            f"for (k = 0; k < {conv.kernel_size}; k++)",
-            f"    {apply}(y, {row}, {kernel} + {_times('k', size)}, {sizes});",
-        ]
+        first_row = _times("t", conv.stride)
+        if conv.kernel_size == 1:
+            product = [f"{apply}(y, {_row(x, first_row)}, {kernel}, {sizes});"]
+        else:
+            row = _row(x, first_row, _times("k", conv.dilation))
+            product = [
+                f"for (int k = 0; k < {conv.kernel_size}; k++)",
+                f"    {apply}(y, {row}, {kernel} + {_times('k', size)}, {sizes});",
+            ]
         about = f"{'depthwise ' * conv.depthwise}convolution of {x.name}"
         return self._normed(conv, about, [first, *product])
 
@@ -442,7 +445,7 @@ class _Decoder:
         row = f"DDSP_ROW(s->{_identifier(x.name)}, t / {conv.stride} - k)"
         weights = f"{kernel} + (t % {conv.stride} + k * {conv.stride}) * {conv.ch_in * conv.ch_out}"
         product = [
-            "for (k = 0; k < 2; k++)",
+            "for (int k = 0; k < 2; k++)",
             f"    ddsp_dense(y, {row}, {weights}, {conv.ch_in}, {conv.ch_out});",
         ]
         return self._normed(conv, f"transposed convolution of {x.name}", [first, *product])
@@ -521,8 +524,7 @@ _DECODE_HEAD = f"""
 static inline void ddsp_decode_chunk(ddsp_state *s, const float *f0_hz, const float *loudness_db,
                                      int n)
 {{
-    int m, k;
-    for (m = 0; m < n; m++) {{
+    for (int m = 0; m < n; m++) {{
         /* What is no number is no pitch, and silence: it would stay in the state for good. */
         const float f0 = fabsf(f0_hz[m]) < 1e6f ? f0_hz[m] : 0.0f;
         const float loudness = fabsf(loudness_db[m]) < 1e6f ? loudness_db[m] : -{DB_RANGE}f;

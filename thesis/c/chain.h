@@ -38,11 +38,10 @@ static inline void ddsp_init(ddsp_state *s, uint32_t seed)
 static inline void ddsp_decode(ddsp_state *s, const float *f0_hz, const float *loudness_db,
                                int n_frames, float *outputs)
 {
-    int done, i, n;
-    for (done = 0; done < n_frames; done += n) {
+    for (int done = 0, n; done < n_frames; done += n) {
         n = n_frames - done < DDSP_CHUNK ? n_frames - done : DDSP_CHUNK;
         ddsp_decode_chunk(s, f0_hz + done, loudness_db + done, n);
-        for (i = 0; i < n; i++)
+        for (int i = 0; i < n; i++)
             memcpy(outputs + (done + i) * DDSP_OUTPUTS,
                    DDSP_ROW(s->output, s->frame + i), DDSP_OUTPUTS * sizeof *outputs);
         s->frame += n;
@@ -54,11 +53,10 @@ static inline void ddsp_decode(ddsp_state *s, const float *f0_hz, const float *l
 static inline void ddsp_process(ddsp_state *s, const float *f0_hz, const float *loudness_db,
                                 int n_frames, float *audio)
 {
-    int done, i, n;
-    for (done = 0; done < n_frames; done += n) {
+    for (int done = 0, n; done < n_frames; done += n) {
         n = n_frames - done < DDSP_CHUNK ? n_frames - done : DDSP_CHUNK;
         ddsp_decode_chunk(s, f0_hz + done, loudness_db + done, n);
-        for (i = 0; i < n; i++)
+        for (int i = 0; i < n; i++)
             ddsp_synthesize(s, s->frame + i, audio + (done + i) * DDSP_HOP);
         s->frame += n;
     }

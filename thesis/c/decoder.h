@@ -4,33 +4,34 @@
 static inline void ddsp_dense(float *DDSP_RESTRICT y, const float *DDSP_RESTRICT x,
                               const float *DDSP_RESTRICT w, int n_in, int n_out)
 {
-    int i, o;
-    for (i = 0; i < n_in; i++)
-        for (o = 0; o < n_out; o++)
+    for (int i = 0; i < n_in; i++) {
+        DDSP_LANES
+        for (int o = 0; o < n_out; o++)
             y[o] += x[i] * w[i * n_out + o];
+    }
 }
 
 /* y += x * w, channel by channel. */
 static inline void ddsp_depthwise(float *DDSP_RESTRICT y, const float *DDSP_RESTRICT x,
                                   const float *DDSP_RESTRICT w, int n)
 {
-    int i;
-    for (i = 0; i < n; i++)
+    DDSP_LANES
+    for (int i = 0; i < n; i++)
         y[i] += x[i] * w[i];
 }
 
 static inline void ddsp_add(float *DDSP_RESTRICT y, const float *DDSP_RESTRICT x, int n)
 {
-    int i;
-    for (i = 0; i < n; i++)
+    DDSP_LANES
+    for (int i = 0; i < n; i++)
         y[i] += x[i];
 }
 
 static inline void ddsp_centre(float *y, int n)
 {
     const float mean = ddsp_sum(y, n) / (float)n;
-    int i;
-    for (i = 0; i < n; i++)
+    DDSP_LANES
+    for (int i = 0; i < n; i++)
         y[i] -= mean;
 }
 
@@ -38,32 +39,33 @@ static inline void ddsp_centre(float *y, int n)
 static inline void ddsp_normalize(float *y, int n, float epsilon)
 {
     const float gain = 1.0f / sqrtf(ddsp_sum_of_squares(y, n) / (float)n + epsilon);
-    int i;
-    for (i = 0; i < n; i++)
+    DDSP_LANES
+    for (int i = 0; i < n; i++)
         y[i] *= gain;
 }
 
 static inline void ddsp_rescale(float *DDSP_RESTRICT y, const float *DDSP_RESTRICT scale,
                                 const float *DDSP_RESTRICT shift, int n)
 {
-    int i;
-    for (i = 0; i < n; i++)
+    DDSP_LANES
+    for (int i = 0; i < n; i++)
         y[i] = y[i] * scale[i] + shift[i];
 }
 
 static inline void ddsp_relu6(float *y, int n)
 {
-    int i;
-    for (i = 0; i < n; i++)
+    DDSP_LANES
+    for (int i = 0; i < n; i++)
         y[i] = y[i] > 0.0f ? y[i] : 0.0f;
-    for (i = 0; i < n; i++)
+    DDSP_LANES
+    for (int i = 0; i < n; i++)
         y[i] = y[i] < 6.0f ? y[i] : 6.0f;
 }
 
 static inline void ddsp_leaky_relu(float *y, int n)
 {
-    int i;
-    for (i = 0; i < n; i++)
+    DDSP_LANES
+    for (int i = 0; i < n; i++)
         y[i] = y[i] < 0.0f ? DDSP_LEAK * y[i] : y[i];
 }
 
@@ -73,8 +75,7 @@ static inline void ddsp_gru(float *DDSP_RESTRICT state, const float *DDSP_RESTRI
                             const float *DDSP_RESTRICT from_input,
                             const float *DDSP_RESTRICT from_state, int n)
 {
-    int i;
-    for (i = 0; i < n; i++) {
+    for (int i = 0; i < n; i++) {
         const float z = ddsp_sigmoid(from_input[i] + from_state[i]);
         const float r = ddsp_sigmoid(from_input[n + i] + from_state[n + i]);
         const float c = from_input[2 * n + i] + r * from_state[2 * n + i];

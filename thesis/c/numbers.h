@@ -4,11 +4,13 @@
 static inline float ddsp_sum(const float *x, int n)
 {
     float lane[8] = {0.0f};
-    int i, j;
-    for (i = 0; i + 8 <= n; i += 8)
-        for (j = 0; j < 8; j++)
+    int i;
+    for (i = 0; i + 8 <= n; i += 8) {
+        DDSP_LANES
+        for (int j = 0; j < 8; j++)
             lane[j] += x[i + j];
-    for (j = 0; i + j < n; j++)
+    }
+    for (int j = 0; i + j < n; j++)
         lane[j] += x[i + j];
     return (lane[0] + lane[4]) + (lane[1] + lane[5]) + ((lane[2] + lane[6]) + (lane[3] + lane[7]));
 }
@@ -16,11 +18,13 @@ static inline float ddsp_sum(const float *x, int n)
 static inline float ddsp_sum_of_squares(const float *x, int n)
 {
     float lane[8] = {0.0f};
-    int i, j;
-    for (i = 0; i + 8 <= n; i += 8)
-        for (j = 0; j < 8; j++)
+    int i;
+    for (i = 0; i + 8 <= n; i += 8) {
+        DDSP_LANES
+        for (int j = 0; j < 8; j++)
             lane[j] += x[i + j] * x[i + j];
-    for (j = 0; i + j < n; j++)
+    }
+    for (int j = 0; i + j < n; j++)
         lane[j] += x[i + j] * x[i + j];
     return (lane[0] + lane[4]) + (lane[1] + lane[5]) + ((lane[2] + lane[6]) + (lane[3] + lane[7]));
 }

@@ -13,8 +13,7 @@ static inline void ddsp_fft_pass(const float *DDSP_RESTRICT x, float *DDSP_RESTR
                                  const float *DDSP_RESTRICT twiddles, int size)
 {
     const int half = size / 2;
-    int i;
-    for (i = 0; i < half; i++) {
+    for (int i = 0; i < half; i++) {
         const float a_re = x[i], a_im = x[size + i], b_re = x[half + i], b_im = x[size + half + i];
         const float re = a_re - b_re, im = a_im - b_im;
         const float w_re = twiddles[i], w_im = twiddles[half + i];
@@ -30,8 +29,7 @@ static inline void ddsp_ifft_pass(const float *DDSP_RESTRICT x, float *DDSP_REST
                                   const float *DDSP_RESTRICT twiddles, int size)
 {
     const int half = size / 2;
-    int i;
-    for (i = 0; i < half; i++) {
+    for (int i = 0; i < half; i++) {
         const float a_re = x[2 * i], a_im = x[size + 2 * i];
         const float b_re = x[2 * i + 1], b_im = x[size + 2 * i + 1];
         const float w_re = twiddles[i], w_im = twiddles[half + i];
@@ -50,16 +48,15 @@ static inline void ddsp_transform(float *spectrum, float *work, const float *old
                                   const float *twiddles, int size)
 {
     float *x = spectrum, *y = work, *done;
-    int i;
     memset(x, 0, 2 * (size_t)size * sizeof *x);
-    for (i = 0; i < n; i++) {
+    for (int i = 0; i < n; i++) {
         const int at = size - n + i;
         x[at] += older[i] * twist[at];
         x[size + at] += older[i] * twist[size + at];
         x[i] -= newer[i] * twist[size + i];
         x[size + i] += newer[i] * twist[i];
     }
-    for (i = 1; i < size; i *= 2) {
+    for (int i = 1; i < size; i *= 2) {
         ddsp_fft_pass(x, y, twiddles, size);
         twiddles += size;
         done = y, y = x, x = done;
@@ -73,24 +70,22 @@ static inline void ddsp_add_inverse(float *DDSP_RESTRICT audio, float *spectrum,
                                     const float *twist, const float *twiddles, int size)
 {
     float *x = spectrum, *y = work, *done;
-    int i;
-    for (i = 1; i < size; i *= 2)
+    for (int i = 1; i < size; i *= 2)
         twiddles += size;
-    for (i = 1; i < size; i *= 2) {
+    for (int i = 1; i < size; i *= 2) {
         twiddles -= size;
         ddsp_ifft_pass(x, y, twiddles, size);
         done = y, y = x, x = done;
     }
-    for (i = 0; i < n; i++)
+    for (int i = 0; i < n; i++)
         audio[i] += x[size + i] * twist[i] - x[i] * twist[size + i];
 }
 
 /* y += x * h, complex. */
-static inline void ddsp_multiply_add(float *DDSP_RESTRICT y, const float *DDSP_RESTRICT x,
-                                     const float *DDSP_RESTRICT h, int size)
+DDSP_APART static void ddsp_multiply_add(float *DDSP_RESTRICT y, const float *DDSP_RESTRICT x,
+                                         const float *DDSP_RESTRICT h, int size)
 {
-    int i;
-    for (i = 0; i < size; i++) {
+    for (int i = 0; i < size; i++) {
         y[i] += x[i] * h[i] - x[size + i] * h[size + i];
         y[size + i] += x[i] * h[size + i] + x[size + i] * h[i];
     }
@@ -104,7 +99,6 @@ static inline void ddsp_reverb_tail(ddsp_state *s, const float *dry, float *audi
     const int frame = (int)(s->tail_frame % DDSP_TAIL_FRAMES);
     const int64_t block = s->tail_frame / DDSP_TAIL_FRAMES;
     const int n = DDSP_TAIL_FRAMES * DDSP_HOP;
-    int i;
     if (frame == 0) {
         ddsp_transform(s->tail_spectra[block % DDSP_TAIL_PARTITIONS], s->work,
                        s->tail_dry[block % 2], s->tail_dry[(block + 1) % 2], n, ddsp_tail_twist,
@@ -112,7 +106,7 @@ static inline void ddsp_reverb_tail(ddsp_state *s, const float *dry, float *audi
         memset(s->tail_sum, 0, sizeof s->tail_sum);
     }
     memcpy(s->tail_dry[block % 2] + frame * DDSP_HOP, dry, DDSP_HOP * sizeof *dry);
-    for (i = frame * DDSP_TAIL_PARTITIONS / DDSP_TAIL_FRAMES;
+    for (int i = frame * DDSP_TAIL_PARTITIONS / DDSP_TAIL_FRAMES;
          i < (frame + 1) * DDSP_TAIL_PARTITIONS / DDSP_TAIL_FRAMES; i++) {
         const int64_t age = block + DDSP_TAIL_PARTITIONS - i;
         ddsp_multiply_add(s->tail_sum, s->tail_spectra[age % DDSP_TAIL_PARTITIONS],
@@ -132,10 +126,9 @@ static inline void ddsp_reverb_tail(ddsp_state *s, const float *dry, float *audi
 static inline void ddsp_reverb(ddsp_state *s, const float *dry, float *audio)
 {
     float sum[2 * DDSP_HEAD_SIZE] = {0.0f};
-    int i;
     ddsp_transform(s->head_spectra[s->head_newest], s->work, s->head_dry, dry, DDSP_HOP,
                    ddsp_head_twist, ddsp_head_twiddles, DDSP_HEAD_SIZE);
-    for (i = 0; i < DDSP_HEAD_PARTITIONS; i++) {
+    for (int i = 0; i < DDSP_HEAD_PARTITIONS; i++) {
         const int age = s->head_newest + DDSP_HEAD_PARTITIONS - i;
         ddsp_multiply_add(sum, s->head_spectra[age % DDSP_HEAD_PARTITIONS],
                           ddsp_head + i * 2 * DDSP_HEAD_SIZE, DDSP_HEAD_SIZE);

@@ -6,13 +6,12 @@ static inline int ddsp_amplitudes(float *amplitudes, const float *outputs, doubl
     const double limit = f0_hz > 0.0 ? DDSP_SAMPLE_RATE / 2.0 / f0_hz : 0.0;
     const int audible = limit > DDSP_HARMONICS ? DDSP_HARMONICS : (int)ceil(limit) - (limit > 0.0);
     float gain;
-    int k;
-    for (k = 0; k < DDSP_HARMONICS; k++)
+    for (int k = 0; k < DDSP_HARMONICS; k++)
         amplitudes[k] = ddsp_exp_sigmoid(outputs[1 + k]);
-    for (k = audible; k < DDSP_HARMONICS; k++)
+    for (int k = audible; k < DDSP_HARMONICS; k++)
         amplitudes[k] = 0.0f;
     gain = ddsp_exp_sigmoid(outputs[0]) / (ddsp_sum(amplitudes, DDSP_HARMONICS) + 1e-30f);
-    for (k = 0; k < DDSP_HARMONICS; k++)
+    for (int k = 0; k < DDSP_HARMONICS; k++)
         amplitudes[k] *= gain;
     return audible;
 }
@@ -27,12 +26,11 @@ static inline void ddsp_harmonic_group(float *DDSP_RESTRICT audio,
                                        const float *DDSP_RESTRICT amplitudes,
                                        const float *DDSP_RESTRICT changes, int first)
 {
-    int h, k;
-    for (h = 0; h < DDSP_HOP; h++) {
+    for (int h = 0; h < DDSP_HOP; h++) {
         float sine = ddsp_sine(phase[h] * (uint32_t)first);
         float next = ddsp_sine(phase[h] * (uint32_t)(first + 1));
         float from = 0.0f, change = 0.0f;
-        for (k = 0; k < DDSP_GROUP; k++) {
+        for (int k = 0; k < DDSP_GROUP; k++) {
             const float heard = !limit || first + k < limit[h] ? sine : 0.0f;
             const float after = twice_cosine[h] * next - sine;
             from += amplitudes[k] * heard;
@@ -54,14 +52,13 @@ static inline void ddsp_harmonics(ddsp_state *s, const float *outputs, float f0_
     const int audible = ddsp_amplitudes(amplitudes, outputs, f0_hz);
     const int some = audible > s->audible ? audible : s->audible;
     const int all = audible < s->audible ? audible : s->audible;
-    int h, k;
     if (some > 0) {
         uint32_t phase[DDSP_HOP];
         float twice_cosine[DDSP_HOP];
         int32_t limit[DDSP_HOP];
-        for (k = 0; k < DDSP_GROUPS * DDSP_GROUP; k++)
+        for (int k = 0; k < DDSP_GROUPS * DDSP_GROUP; k++)
             changes[k] = amplitudes[k] - s->amplitudes[k];
-        for (h = 0; h < DDSP_HOP; h++) {
+        for (int h = 0; h < DDSP_HOP; h++) {
             /* The running sum of a linear ramp. */
             const double sum = f0 * (h + 1) + slope * (0.5 * h * (h + 1));
             const double cycles = s->cycles + sum / DDSP_SAMPLE_RATE;
@@ -70,17 +67,17 @@ static inline void ddsp_harmonics(ddsp_state *s, const float *outputs, float f0_
             twice_cosine[h] = 2.0f * ddsp_sine(phase[h] + 0x40000000u);
         }
         if (all < some) {
-            for (h = 0; h < DDSP_HOP; h++) {
+            for (int h = 0; h < DDSP_HOP; h++) {
                 const double pitch = f0 + slope * h;
                 const double ratio = DDSP_SAMPLE_RATE / 2.0 / (pitch > 1e-9 ? pitch : 1e-9);
-                const double first = ratio < 1e6 ? ceil(ratio) : 1e6;
+                const double first = ratio < DDSP_HARMONICS ? ceil(ratio) : DDSP_HARMONICS + 1.0;
                 limit[h] = pitch > 0.0 ? (int32_t)first : 0;
             }
         }
-        for (k = 0; k < some; k += DDSP_GROUP) {
+        for (int k = 0; k < some; k += DDSP_GROUP) {
             if (all == some || k + DDSP_GROUP <= all)
-                ddsp_harmonic_group(audio, phase, twice_cosine, 0, s->amplitudes + k, changes + k,
-                                    k + 1);
+                ddsp_harmonic_group(audio, phase, twice_cosine, NULL, s->amplitudes + k,
+                                    changes + k, k + 1);
             else
                 ddsp_harmonic_group(audio, phase, twice_cosine, limit, s->amplitudes + k,
                                     changes + k, k + 1);
@@ -101,13 +98,12 @@ static inline void ddsp_convolve(float *DDSP_RESTRICT audio, int n_audio,
                                  const float *DDSP_RESTRICT a, int n_a,
                                  const float *DDSP_RESTRICT padded)
 {
-    int n, i, j;
-    for (n = 0; n < n_audio; n += DDSP_TILE) {
+    for (int n = 0; n < n_audio; n += DDSP_TILE) {
         float tile[DDSP_TILE] = {0.0f};
-        for (i = 0; i < n_a; i++)
-            for (j = 0; j < DDSP_TILE; j++)
+        for (int i = 0; i < n_a; i++)
+            for (int j = 0; j < DDSP_TILE; j++)
                 tile[j] += a[i] * padded[n + n_a - 1 - i + j];
-        for (j = 0; j < DDSP_TILE; j++)
+        for (int j = 0; j < DDSP_TILE; j++)
             audio[n + j] += tile[j];
     }
 }
@@ -119,13 +115,12 @@ static inline void ddsp_noise(ddsp_state *s, const float *outputs, uint32_t numb
     float magnitudes[DDSP_BANDS], half[DDSP_BANDS - 1] = {0.0f};
     float taps[DDSP_TAPS], noise[DDSP_HOP];
     float padded[DDSP_FILTERED + (DDSP_TAPS < DDSP_HOP ? DDSP_TAPS : DDSP_HOP) - 1] = {0.0f};
-    int i;
-    for (i = 0; i < DDSP_BANDS; i++)
+    for (int i = 0; i < DDSP_BANDS; i++)
         magnitudes[i] = ddsp_exp_sigmoid(outputs[1 + DDSP_HARMONICS + i] + DDSP_NOISE_BIAS);
     ddsp_dense(half, magnitudes, ddsp_filter, DDSP_BANDS, DDSP_BANDS - 1);
-    for (i = 0; i < DDSP_BANDS - 1; i++)
+    for (int i = 0; i < DDSP_BANDS - 1; i++)
         taps[DDSP_BANDS - 2 - i] = taps[DDSP_BANDS - 2 + i] = half[i];
-    for (i = 0; i < DDSP_HOP; i++)
+    for (int i = 0; i < DDSP_HOP; i++)
         noise[i] = ddsp_uniform((number + (uint32_t)i) ^ s->key);
 #if DDSP_TAPS < DDSP_HOP
     memcpy(padded + DDSP_TAPS - 1, noise, sizeof noise);
