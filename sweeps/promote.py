@@ -15,6 +15,7 @@ from thesis.bundle import (
     CONFIG_FILE,
     DECODER_FILE,
     DECODER_STREAM_FILE,
+    HEADER_FILE,
     RENDERING_FILE,
     REVERB_FILE,
     SYNTH_STREAM_FILE,
@@ -161,10 +162,12 @@ ONNX Runtime:
     stream = load_bundle(Path(".")).stream()
     audio = stream(f0_hz, loudness_db)  # of a block; late by stream.latency_samples
 
-`{DECODER_STREAM_FILE}` does so for the decoder alone. `{DECODER_FILE}` takes whole clips, `inputs`
-[1, 2, frames], loudness_db / 80 + 1 and the MIDI note of f0 / 127, and gives `outputs`
-[1, channels, frames]; its metadata says how they are split. `{REVERB_FILE}` is the room. (A model
-whose norm needs the whole clip has no stream files.) Play a recording through it:
+`{HEADER_FILE}` is the same model in C, for plugins: one header that needs nothing; its first
+comment says how. `{DECODER_STREAM_FILE}` is the decoder alone, in blocks. `{DECODER_FILE}` takes
+whole clips, `inputs` [1, 2, frames], loudness_db / 80 + 1 and the MIDI note of f0 / 127, and gives
+`outputs` [1, channels, frames]; its metadata says how they are split. `{REVERB_FILE}` is the room.
+(A model whose norm needs the whole clip has neither streams nor header.) Play a recording through
+it:
 
     sweeps render . in.wav out.wav
 

@@ -5,6 +5,7 @@
 | `decoder.onnx` | the decoder for whole clips; its metadata names inputs, outputs and rates |
 | `decoder_stream.onnx` | the decoder for blocks of frames, with explicit states |
 | `synth_stream.onnx` | the whole model for blocks: pitch and loudness in, audio out |
+| `ddsp.h` | the same in C, one header without dependencies |
 | `reverb.wav` | the impulse response, 32-bit float |
 | `model.gin` | the configuration that it was trained with |
 | `weights.npz` | the trained weights by name, as they were before export |
@@ -30,6 +31,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from thesis.c_code import c_header
 from thesis.controls import decoder_inputs, white_noise
 from thesis.errors import BundleError, ExportError
 from thesis.export import decoder_stream_onnx, synth_stream_onnx
@@ -42,6 +44,7 @@ from thesis.streaming import schedule
 DECODER_FILE = "decoder.onnx"
 DECODER_STREAM_FILE = "decoder_stream.onnx"
 SYNTH_STREAM_FILE = "synth_stream.onnx"
+HEADER_FILE = "ddsp.h"
 REVERB_FILE = "reverb.wav"
 CONFIG_FILE = "model.gin"
 WEIGHTS_FILE = "weights.npz"
@@ -58,7 +61,7 @@ _ALL_FILES = (
     *ARTIFACT_FILES, TRIAL_FILE, CLIP_FILE, RENDERING_FILE, CONTROLS_FILE, CARD_FILE,
 )  # fmt: skip
 
-STREAM_FILES = (DECODER_STREAM_FILE, SYNTH_STREAM_FILE)
+STREAM_FILES = (DECODER_STREAM_FILE, SYNTH_STREAM_FILE, HEADER_FILE)
 """What a model that can stream has besides."""
 
 RENDER_TOLERANCE = 1e-4
@@ -228,6 +231,9 @@ def _write_streams(folder: Path, session: Session) -> None:
     response = read_audio(folder / REVERB_FILE)
     (folder / SYNTH_STREAM_FILE).write_bytes(
         synth_stream_onnx(config, session.synth, weights, response, **rates)
+    )
+    (folder / HEADER_FILE).write_text(
+        c_header(config, session.synth, weights, response, **rates), encoding="ascii"
     )
 
 

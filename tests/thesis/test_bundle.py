@@ -43,6 +43,7 @@ FILES = (
     "README.md",
     "decoder_stream.onnx",
     "synth_stream.onnx",
+    "ddsp.h",
 )
 
 
