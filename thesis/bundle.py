@@ -232,9 +232,15 @@ def _write_streams(folder: Path, session: Session) -> None:
     (folder / SYNTH_STREAM_FILE).write_bytes(
         synth_stream_onnx(config, session.synth, weights, response, **rates)
     )
-    (folder / HEADER_FILE).write_text(
-        c_header(config, session.synth, weights, response, **rates), encoding="ascii"
+    header = c_header(
+        config,
+        session.synth,
+        weights,
+        response,
+        sample_rate=session.sample_rate,
+        hop_size=session.hop_size,
     )
+    (folder / HEADER_FILE).write_text(header, encoding="ascii")
 
 
 def load_bundle(path: Path) -> ModelBundle:
