@@ -3,23 +3,46 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from benchmarks import _harness as harness
-from thesis.architecture import Weights
+from thesis.architecture import Norm, Weights
 from thesis.build import Model, build
-from thesis.config import ModelConfig, TrainConfig
+from thesis.config import DilatedConvStackConfig, ModelConfig, TrainConfig
 from thesis.data import Dataset, load_dataset
 
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is made.
+
+    Attributes:
+      file: Of `gin/models/`, without its ending.
+      norm: Of a convolutional decoder, where it is another than the file's.
+      sparsity: Share of each kernel's weights that end up as zero.
+    """
+
+    file: str
+    norm: Norm | None = None
+    sparsity: float = 0.0
+
+
 MODELS = {
-    "DDSP-CNN-Tiny": "ddsp-cnn-tiny",
-    "DDSP-CNN": "ddsp-cnn",
-    "DDSP-full": "ddsp-full",
+    "DDSP-CNN-Tiny": Recipe("ddsp-cnn-tiny"),
+    "DDSP-CNN": Recipe("ddsp-cnn"),
+    "DDSP-full": Recipe("ddsp-full"),
 }
-"""Name -> the file of `gin/models/` that describes it."""
+"""The thesis's models."""
+
+SPARSE = {
+    "DDSP-CNN-Tiny, 80% zeros": Recipe("ddsp-cnn-tiny", sparsity=0.8),
+    # A norm over channels takes their mean out of the kernels at export, and with it the zeros.
+    "DDSP-CNN, batch norm": Recipe("ddsp-cnn", norm="batch"),
+    "DDSP-CNN, batch norm, 80% zeros": Recipe("ddsp-cnn", norm="batch", sparsity=0.8),
+}
+"""What shows what pruning does."""
 
 
 @dataclass(frozen=True)
@@ -60,22 +83,32 @@ def trained(
 
     Checkpoints are kept in the folder: the same call again only loads them.
     """
-    return [_trained(name, dataset, folder / MODELS[name], steps) for name in names]
+    return [_trained(name, dataset, folder, steps) for name in names]
 
 
 def _trained(name: str, dataset: Dataset, folder: Path, steps: int) -> Trained:
     from sweeps.config import gin_root, load_model
     from thesis.train import train
 
-    config = load_model(gin_root() / "models" / f"{MODELS[name]}.gin")
+    recipe = {**MODELS, **SPARSE}[name]
+    config = load_model(gin_root() / "models" / f"{recipe.file}.gin")
+    if recipe.norm and isinstance(config.decoder, DilatedConvStackConfig):
+        config = replace(config, decoder=replace(config.decoder, norm=recipe.norm))
     synth = replace(config.synth, reverb_seconds=1.0, reverb_decay_seconds=0.3)
     # A model of 6 million weights diverges at a rate that suits one of 2,000.
     rate = 3e-3 if config.decoder.parameter_count(synth.n_outputs) < 100_000 else 1e-3
-    schedule: dict[str, Any] = {"steps": steps, "learning_rate": rate, "checkpoint_every": 100}
-    config = replace(config, synth=synth, train=replace(TrainConfig(), **schedule))
+    config = replace(
+        config,
+        synth=synth,
+        train=TrainConfig(
+            steps=steps, learning_rate=rate, checkpoint_every=100, sparsity=recipe.sparsity
+        ),
+    )
+    kept = "-".join([recipe.file, *filter(None, [recipe.norm])])
+    kept += f"-{recipe.sparsity:g}" * bool(recipe.sparsity)
     facts = dataset.facts
     model = build(config, sample_rate=facts.sample_rate, hop_size=facts.hop_size)
-    for report in train(model, dataset.clips("train"), config.train, checkpoints=folder):
+    for report in train(model, dataset.clips("train"), config.train, checkpoints=folder / kept):
         if report.step % 100 == 0:
             harness.say(f"{name}: step {report.step} of {steps}, loss {report.loss:.3f}")
     return Trained(name, config, model)
