@@ -35,13 +35,20 @@ demo: install
 test: install
 	$(BIN)/pytest
 
-runtimes: $(RUNTIMES)/.installed
-	$(RUNTIMES)/bin/pytest tests/thesis/runtimes
+runtimes: $(RUNTIMES)/.installed $(if $(DEEPSPARSE),.venv-deepsparse/.installed)
+	$(if $(DEEPSPARSE),SWEEPS_DEEPSPARSE=.venv-deepsparse/bin/python) \
+	  $(RUNTIMES)/bin/pytest tests/thesis/runtimes tests/thesis/test_quantise.py
 
 $(RUNTIMES)/.installed: requirements-runtimes.lock pyproject.toml | install
 	$(PYTHON) -m venv $(RUNTIMES)
 	$(BIN)/uv pip install --python $(RUNTIMES)/bin/python --quiet --no-deps -r requirements-runtimes.lock
 	$(BIN)/uv pip install --python $(RUNTIMES)/bin/python --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# Without this project's overrides: DeepSparse computes nonsense with NumPy 2, and does not say so.
+.venv-deepsparse/.installed: requirements-deepsparse.lock | install
+	$(PYTHON) -m venv .venv-deepsparse
+	$(BIN)/uv pip install --no-config --python .venv-deepsparse/bin/python --quiet --no-deps -r requirements-deepsparse.lock
 	@touch $@
 
 check: install
@@ -65,6 +72,8 @@ lock: install
 	$(BIN)/uv pip compile pyproject.toml --group dev $(EXTRAS) --python-version 3.11 --quiet \
 	  --constraint requirements.lock --no-annotate --no-header --output-file requirements-runtimes.lock
 	sed -i 's/+cpu$$//' requirements-runtimes.lock
+	printf "deepsparse==1.8.0\nnumpy<2\n" | $(BIN)/uv pip compile --no-config - --python-version 3.11 --quiet \
+	  --no-annotate --no-header --output-file requirements-deepsparse.lock
 
 clean:
-	rm -rf .venv .venv-runtimes build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv $(RUNTIMES) .venv-deepsparse build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

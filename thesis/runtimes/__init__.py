@@ -22,6 +22,7 @@ NAMES = (
     "torchscript",
     "openvino",
     "tvm",
+    "deepsparse",
 )
 """Modules of this package with a `RUNTIME` each. The first is the one that sweeps measure."""
 
