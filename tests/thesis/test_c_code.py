@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from thesis import reference
 from thesis.c_code import c_header
-from thesis.c_stream import CStream, compiler
+from thesis.c_stream import FLAGS, CStream, compiler
 from thesis.config import (
     REFERENCE_DECODER,
     DecoderConfig,
@@ -128,6 +128,18 @@ def test_any_model_on_a_stream_equals_its_float64_twin_on_the_clip(
     held = np.concatenate([decoded[late:], np.zeros_like(decoded[:late])])
     expected = model.rendered(f0_hz, loudness_db, held)[: n * hop_size - silent]
     np.testing.assert_allclose(audio[silent:], expected, rtol=0, atol=1e-4)
+
+
+@needs_compiler
+@pytest.mark.parametrize("flags", [FLAGS, (*FLAGS, "-ffast-math"), ("-O2",)])
+def test_ddsp_cnn_tiny_is_exact_to_1e_5_however_it_is_compiled(weights_of, flags):
+    model = Model(weights_of, REFERENCE_DECODER, SynthConfig())
+    stream = CStream(model.header(), flags=flags)
+    controls = wild_controls(1000)
+    audio, late = streamed(stream, *controls), stream.latency_samples
+    assert late == 64
+    expected = model.rendered(*controls)[:-late]
+    np.testing.assert_allclose(audio[late:], expected, rtol=0, atol=1e-5)
 
 
 @needs_compiler
