@@ -194,8 +194,8 @@ def test_numbers_that_are_none_are_forgotten(weights_of):
 def test_bounds_and_arithmetic_hold_under_sanitizers(weights_of, tmp_path, reverb_seconds):
     synth = replace(SMALL, reverb_seconds=reverb_seconds, n_harmonics=13)
     decoder = DilatedConvStackConfig(
-        channels=3, causal=False, block="inverted_bottleneck", resample="upsample",
-        conditioning="scale_and_shift", norm="batch",
+        channels=3, layers_per_stack=1, causal=False, block="inverted_bottleneck",
+        resample="upsample", conditioning="scale_and_shift", norm="batch",
     )  # fmt: skip
     model = Model(weights_of, decoder, synth, hop_size=63)
     (tmp_path / "ddsp.h").write_text(model.header())
