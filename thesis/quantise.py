@@ -1,6 +1,7 @@
 """A decoder's ONNX graph in 8-bit integers, by ONNX Runtime's quantiser."""
 
 import io
+import sys
 import tempfile
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -38,9 +39,7 @@ def quantised_onnx(model: TrainedDecoder, how: Quantisation, inputs: Floats) -> 
       how: Any.
       inputs: [n_clips, frames, 2], for ranges that are not 'dynamic'.
     """
-    from onnxruntime import quantization
-    from onnxruntime.quantization.preprocess import quant_pre_process
-
+    quantization = _quantiser()
     floats = onnx.load_from_string(model.onnx)
     in_floats = nodes_of_norms(model) if how.float_norm else []
     # It prints on standard output, which is for data.
@@ -48,7 +47,9 @@ def quantised_onnx(model: TrainedDecoder, how: Quantisation, inputs: Floats) -> 
         folder = Path(name)
         source, path, ranges = (folder / x for x in ("floats.onnx", "integers.onnx", "ranges.json"))
         # Symbolic shapes would take a package that is not needed otherwise.
-        quant_pre_process(floats, source, skip_optimization=True, skip_symbolic_shape=True)
+        quantization.shape_inference.quant_pre_process(
+            floats, source, skip_optimization=True, skip_symbolic_shape=True
+        )
         if how.ranges == "dynamic":
             quantization.quantize_dynamic(
                 source,
@@ -90,31 +91,47 @@ def _calibrate(source: Path, ranges: str, inputs: Floats, path: Path) -> Any:
     Not left to the quantiser: its entropy method has 128 bins by default and merges them to 128,
     which leaves the whole range as the only one to choose.
     """
-    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
-    from onnxruntime.quantization.calibrate import create_calibrator, save_tensors_data
-
-    class Clips(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self._clips = iter(np.ascontiguousarray(inputs.transpose(0, 2, 1)))
-
-        def get_next(self) -> dict[str, Floats] | None:
-            clip = next(self._clips, None)
-            return None if clip is None else {INPUTS: clip[None]}
+    calibrate = _quantiser().calibrate
 
     method, options = {
-        "minmax": (CalibrationMethod.MinMax, {}),
-        "entropy": (CalibrationMethod.Entropy, {"num_bins": ENTROPY_BINS}),
-        "percentile": (CalibrationMethod.Percentile, {"percentile": PERCENTILE}),
+        "minmax": (calibrate.CalibrationMethod.MinMax, {}),
+        "entropy": (calibrate.CalibrationMethod.Entropy, {"num_bins": ENTROPY_BINS}),
+        "percentile": (calibrate.CalibrationMethod.Percentile, {"percentile": PERCENTILE}),
     }[ranges]
-    calibrator = create_calibrator(
+    calibrator = calibrate.create_calibrator(
         source,
         augmented_model_path=path.with_suffix(".onnx"),
         calibrate_method=method,
         extra_options=options,
     )
-    calibrator.collect_data(Clips())
-    save_tensors_data(calibrator.compute_data(), path)
+    calibrator.collect_data(_Clips(inputs))
+    calibrate.save_tensors_data(calibrator.compute_data(), path)
     return method
+
+
+class _Clips:
+    """Gives the quantiser one clip after another, [1, 2, frames], and then None."""
+
+    def __init__(self, inputs: Floats):
+        self._clips = iter(np.ascontiguousarray(inputs.transpose(0, 2, 1)))
+
+    def get_next(self) -> dict[str, Floats] | None:
+        clip = next(self._clips, None)
+        return None if clip is None else {INPUTS: clip[None]}
+
+
+def _quantiser() -> Any:
+    """Imports ONNX Runtime's quantiser and leaves Python's path as it was.
+
+    It appends a folder that has a folder `models`, which gin would then find in place of ours.
+    """
+    path = list(sys.path)
+    try:
+        from onnxruntime import quantization
+        from onnxruntime.quantization import calibrate, shape_inference  # noqa: F401
+    finally:
+        sys.path[:] = path
+    return quantization
 
 
 def _as_ours(integers: onnx.ModelProto, floats: onnx.ModelProto) -> bytes:

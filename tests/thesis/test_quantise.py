@@ -1,5 +1,6 @@
 """ONNX graphs in integers: what is quantised, by which ranges, and what is left as it was."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -87,6 +88,15 @@ def test_nothing_is_printed_where_data_is_printed(model, inputs, capfd):
     for ranges in ("dynamic", "minmax", "percentile"):
         quantised_onnx(model, Quantisation(ranges, "operators"), inputs)
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_gin_includes_is_found_after_a_quantisation(model, inputs):
+    from sweeps.config import find_run, load_run
+
+    before = list(sys.path)
+    quantised_onnx(model, Quantisation("dynamic", "operators"), inputs)
+    assert sys.path == before
+    load_run(find_run("tiny"))
 
 
 def test_without_a_norm_to_leave_in_floats_all_convolutions_are_of_integers(model, inputs):
