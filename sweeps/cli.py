@@ -469,7 +469,8 @@ def _parser() -> argparse.ArgumentParser:
         "sweeps render bundles/tiny flute.wav flute-as-cello.wav --transpose -12"))  # fmt: skip
     _add_bench(add("bench", _bench, "measure model bundles in runtimes and sizes of blocks",
         "sweeps bench bundles/tiny",
-        "sweeps bench bundles/tiny bundles/full --artifacts synth_stream --blocks 256 1024",
+        "sweeps bench bundles/tiny --runtimes onnx_runtime c --artifacts synth_stream",
+        "sweeps bench bundles/tiny bundles/full --blocks 256 1024",
         "sweeps bench bundles/tiny --runtimes all --quantise all --data datasets/cello",
         "sweeps bench bundles/tiny --figure bench.png --json > bench.json"))  # fmt: skip
     demo = add("demo", _demo, "run the whole thing on a synthetic instrument, in minutes",
@@ -544,7 +545,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     several("--artifacts", default=["decoder", "decoder_stream", "synth_stream"], metavar="A",
         help="of decoder, decoder_stream, synth_stream; default: all")  # fmt: skip
     several("--runtimes", default=["onnx_runtime"], metavar="R",
-        help="names, or all that are installed; default: onnx_runtime")  # fmt: skip
+        help="names, c, or all that are there; default: onnx_runtime")  # fmt: skip
     several("--quantise", default=[], metavar="Q", help="decoders, too, in this way, or in all")
     several("--blocks", default=["64", "256", "1024", "2048", "clip"], metavar="N",
         help="samples, or clip for a whole one; default: 64 256 1024 2048 clip")  # fmt: skip

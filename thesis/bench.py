@@ -34,6 +34,7 @@ from thesis.bench_variants import (
     check_dataset,
     check_quantisations,
     chosen_runtimes,
+    version_of,
 )
 from thesis.bundle import CONTROLS_FILE, ModelBundle, load_bundle
 from thesis.data import Dataset, load_dataset
@@ -62,8 +63,8 @@ class BenchRow:
     Attributes:
       bundle: Folder of the bundle.
       artifact: 'decoder', 'decoder_stream' or 'synth_stream'.
-      runtime: Name of the runtime.
-      version: Of the runtime.
+      runtime: Name of the runtime, or 'c'.
+      version: Of the runtime, or of the C compiler.
       quantisation: Name of a `Quantisation`, or 'float'.
       block: Samples of a block, or 'clip' for the whole clip of the bundle.
       block_samples: Samples of a block.
@@ -155,8 +156,8 @@ def bench(
     Args:
       bundles: Their folders. What the first holds is the reference, asked for or not.
       artifacts: Which of `ARTIFACTS`.
-      runtimes: Names of runtimes, or 'all' for those that are installed. Streams play in those of
-        `PLAYS` only.
+      runtimes: Names of runtimes, 'c' for generated C, or 'all' for those that are installed.
+        Streams play in those of `PLAYS` only.
       quantisations: Names of quantisations of the decoder to bench beside its floats, in the
         runtimes that have them, or 'all'.
       blocks: Samples of a block, 1 or more, or 'clip' for all of a bundle's clip at once.
@@ -168,6 +169,7 @@ def bench(
     Raises:
       BundleError: A folder is no bundle.
       MissingRuntimeError: A runtime that is named is not there.
+      ExportError: C is named and there is no compiler.
       BenchError: An option has a value that is not taken, or there is nothing to bench.
       DatasetError: There is no such dataset, or it has other rates than a bundle.
     """
@@ -428,7 +430,7 @@ def _row(
         artifact=variant.subject.artifact,
         runtime=variant.subject.runtime,
         quantisation=variant.quantisation,
-        version=runtime(variant.subject.runtime).version or "",
+        version=version_of(variant.subject.runtime),
         block=case.block,
         block_samples=case.n_samples,
         deadline_seconds=case.seconds,

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from thesis.runtimes.contract import Session
 
 Array = npt.NDArray[Any]
 ARTIFACTS = ("decoder", "decoder_stream", "synth_stream")
+C = "c"
+"""Stands for a runtime: generated C, compiled on this machine."""
 
 _LATER_CALLS = 20
 
@@ -36,7 +39,7 @@ class Subject:
 
     Attributes:
       artifact: 'decoder', which knows nothing of the block before; or a stream.
-      runtime: Name of the runtime.
+      runtime: Name of the runtime, or 'c'.
       path: What it loads.
     """
 
@@ -54,7 +57,7 @@ class Subject:
         path = Path(self.path)
         if self.artifact == "decoder":
             return _of_decoder(runtime(self.runtime).load(path))
-        return _of_stream(self.artifact, path)
+        return (_of_c if self.runtime == C else _of_stream)(self.artifact, path)
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Loaded:
     """
 
     play: Callable[..., object]
-    arranged: Callable[[Array, Array], tuple[Array, ...]]
+    arranged: Callable[[Array, Array], tuple[Any, ...]]
     cycle: int = 1
 
     def calls(self, f0_hz: Array, loudness_db: Array, n_frames: int) -> Callable[[], float]:
@@ -111,6 +114,14 @@ def _of_stream(artifact: str, path: Path) -> Loaded:
         return Loaded(decoder, lambda f0, loudness: (_inputs(f0, loudness),), decoder.cycle)
     synth = SynthStream(path)
     return Loaded(synth, lambda f0, loudness: (f0, loudness), synth.cycle)
+
+
+def _of_c(artifact: str, path: Path) -> Loaded:
+    from thesis.c_stream import CStream
+
+    stream = CStream.load(path)
+    prepared = partial(stream.prepared, decode=artifact == "decoder_stream")
+    return Loaded(lambda call: call(), lambda f0, loudness: (prepared(f0, loudness),), stream.cycle)
 
 
 def _inputs(f0_hz: Array, loudness_db: Array) -> Array:

@@ -9,14 +9,16 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from thesis.bench_process import Subject
+from thesis.bench_process import C, Subject
 from thesis.bundle import (
     DECODER_FILE,
     DECODER_STREAM_FILE,
+    HEADER_FILE,
     SYNTH_STREAM_FILE,
     WEIGHTS_FILE,
     ModelBundle,
 )
+from thesis.c_stream import compile_header, compiler_version
 from thesis.controls import decoder_inputs
 from thesis.data import Dataset
 from thesis.errors import BenchError, DatasetError, MissingRuntimeError, UserError
@@ -27,10 +29,11 @@ Block = int | Literal["clip"]
 
 REFERENCE = NAMES[0]
 """The runtime that others are compared with."""
+RUNTIMES = (*NAMES, C)
 PLAYS: Mapping[str, Sequence[str]] = {
     "decoder": NAMES,
-    "decoder_stream": (REFERENCE,),
-    "synth_stream": (REFERENCE,),
+    "decoder_stream": (REFERENCE, C),
+    "synth_stream": (REFERENCE, C),
 }
 """The runtimes of each artefact."""
 FLOATS = "float"
@@ -110,22 +113,40 @@ def chosen_runtimes(names: Sequence[str]) -> tuple[list[str], list[Skipped]]:
 
     Raises:
       MissingRuntimeError: There is none of a name, or it is not installed.
+      ExportError: C is meant and there is no compiler.
     """
     chosen, skipped = [], []
-    for name in NAMES if ALL in names else dict.fromkeys(names):
-        found = runtime(name)
-        if found.version is not None:
-            chosen.append(name)
-        elif ALL in names:
-            skipped.append(Skipped(f"{found.title} is not installed", found.install, runtime=name))
+    for name in RUNTIMES if ALL in names else dict.fromkeys(names):
+        try:
+            version_of(name)
+        except UserError as error:
+            if ALL not in names:
+                raise
+            skipped.append(Skipped(error.message, error.hint, runtime=name))
         else:
-            raise MissingRuntimeError(f"{found.title} is not installed", hint=found.install)
+            chosen.append(name)
     return chosen, skipped
+
+
+def version_of(name: str) -> str:
+    """Returns the version of a runtime; for C that of the compiler.
+
+    Raises:
+      MissingRuntimeError: There is none of this name, or it is not installed.
+      ExportError: There is no C compiler.
+    """
+    if name == C:
+        return compiler_version()
+    found = runtime(name)
+    if found.version is None:
+        raise MissingRuntimeError(f"{found.title} is not installed", hint=found.install)
+    return found.version
 
 
 def check_quantisations(names: Sequence[str], runtime_names: Sequence[str]) -> None:
     """Raises BenchError for a quantisation that none of the runtimes has."""
-    known = {how.name for name in runtime_names for how in runtime(name).quantisations}
+    decoding = [name for name in runtime_names if name in PLAYS["decoder"]]
+    known = {how.name for name in decoding for how in runtime(name).quantisations}
     for name in names:
         if name not in {ALL, *known}:
             raise BenchError(
@@ -178,14 +199,22 @@ class Maker:
     def _floats(self, artifact: str, name: str) -> Path:
         """Returns what a runtime loads: what ships, or what it is converted to."""
         if name == REFERENCE:
-            path = self.bundle.path / _FILES[artifact]
-            if not path.is_file():
-                raise BenchError(
-                    f"the bundle has no {path.name}",
-                    hint="a model of norm 'time' cannot stream; others may be promoted again",
-                )
-            return path
-        return runtime(name).convert(self._decoder, self.folder / name / FLOATS)
+            return self._shipped(_FILES[artifact])
+        folder = self.folder / name / FLOATS
+        if name == C:
+            header = self._shipped(HEADER_FILE).read_text()
+            folder.mkdir(parents=True, exist_ok=True)
+            return compile_header(header, folder)
+        return runtime(name).convert(self._decoder, folder)
+
+    def _shipped(self, name: str) -> Path:
+        path = self.bundle.path / name
+        if not path.is_file():
+            raise BenchError(
+                f"the bundle has no {name}",
+                hint="a model of norm 'time' cannot stream; others may be promoted again",
+            )
+        return path
 
     def _integers(self, name: str, how: Quantisation) -> Path:
         folder = self.folder / name / how.name

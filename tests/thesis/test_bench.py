@@ -210,10 +210,12 @@ def test_all_runtimes_are_those_that_are_installed_the_others_come_with_their_co
     for found in runtimes.runtimes():
         version = "1.0" if found.title == "ONNX Runtime" else None
         monkeypatch.setattr(type(found), "version", version)
+    monkeypatch.setenv("CC", "no-such-compiler")
     report = quick([path], runtimes=["all"])
     assert [row.runtime for row in report.rows] == ["onnx_runtime"]
-    missing = {s.runtime: s.hint for s in report.skipped}
+    missing = {s.runtime: s.hint for s in report.skipped if s.runtime != "c"}
     assert missing == {n: runtimes.runtime(n).install for n in runtimes.NAMES[1:]}
+    assert report.skipped[-1].why == "there is no C compiler: 'no-such-compiler' is not found"
 
 
 def test_a_model_that_a_runtime_cannot_take_is_left_out_with_its_reason(
@@ -236,7 +238,7 @@ def test_streams_are_left_out_where_no_runtime_plays_them(path, seconds_of, monk
     seconds_of["decoder"] = 1e-5
     report = quick([path], artifacts=["decoder", "synth_stream"], runtimes=["tensorflow"])
     assert {row.artifact for row in report.rows} == {"decoder"}
-    assert [s.why for s in report.skipped] == ["synth_stream plays in onnx_runtime only"]
+    assert [s.why for s in report.skipped] == ["synth_stream plays in onnx_runtime, c only"]
 
 
 # --- Quantisation ---
@@ -360,6 +362,31 @@ def test_streams_play_what_the_bundle_renders(path):
     loaded = Subject("synth_stream", "onnx_runtime", str(path / "synth_stream.onnx")).load()
     block = loaded.arranged(controls.f0_hz, controls.loudness_db)
     np.testing.assert_array_equal(loaded.play(*block), stream(controls.f0_hz, controls.loudness_db))
+
+
+def test_c_plays_what_the_bundle_renders(path):
+    bundle = benched.load_bundle(path)
+    controls = bundle.controls()
+    maker = bench_variants.Maker(bundle, path.with_name("made"))
+    for artifact, expected in (
+        ("synth_stream", bundle.stream()(controls.f0_hz, controls.loudness_db)),
+        ("decoder_stream", bundle.session.decode(inputs_of(controls))[0]),
+    ):
+        (variant,) = maker.variants(artifact, ["c"], [])
+        loaded = variant.subject.load()
+        played = loaded.play(*loaded.arranged(controls.f0_hz, controls.loudness_db))
+        np.testing.assert_allclose(played, expected, atol=1e-4)
+        assert variant.size_bytes > 1000
+
+
+def inputs_of(controls):
+    return decoder_inputs(controls.f0_hz, controls.loudness_db)[None]
+
+
+def test_c_is_refused_where_there_is_no_compiler(path, monkeypatch):
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with pytest.raises(ExportError, match="no C compiler"):
+        quick([path], runtimes=["c"])
 
 
 # --- Losses ---

@@ -323,3 +323,11 @@ def test_a_stream_knows_its_model_and_refuses_other_blocks(weights_of):
         with pytest.raises(StreamError, match=words) as raised:
             stream(f0_hz, loudness_db)
         assert raised.value.hint
+
+
+def test_a_library_that_cannot_be_loaded_is_one_error(tmp_path):
+    (tmp_path / "ddsp.so").write_text("no library")
+    with pytest.raises(ExportError, match=r"ddsp\.so is no library") as error:
+        CStream.load(tmp_path / "ddsp.so")
+    assert error.value.hint
+    assert "\n" not in error.value.message
