@@ -1,4 +1,4 @@
-"""Evaluates one candidate: build, train, export, measure, and what came of it as a `Trial`.
+"""Evaluates one candidate: build, measure, train, export, and what came of it as a `Trial`.
 
 TensorFlow is imported when a trial starts, not with this module: the driver needs the types only.
 """
@@ -57,7 +57,7 @@ class Progress:
     """Where a running trial is.
 
     Attributes:
-      stage: 'build', 'train', 'export' or 'measure'.
+      stage: 'build', 'measure', 'train' or 'export'.
       step: Training steps done.
       steps: Training steps asked for.
       train_loss: Mean loss of the last steps; None before the first.
@@ -87,7 +87,7 @@ def stages(task: Task, *, workdir: Path, measure: Measure) -> Generator[Progress
       task: The candidate, its configuration and its data.
       workdir: Holds checkpoints, from which an interrupted evaluation continues, and at the end
         `ARTIFACTS`: the exported decoder, the reverb, the weights and the configuration.
-      measure: Measures the exported decoder.
+      measure: Measures the exported decoder, before it is trained.
 
     Yields:
       Where the evaluation is.
@@ -132,7 +132,7 @@ class _Record:
     config: ModelConfig
     dataset: Dataset
     metrics: dict[str, Any] = field(default_factory=dict)
-    host: dict[str, str] = field(default_factory=dict)
+    measured: dict[str, Any] = field(default_factory=dict)
     started_at: float = field(default_factory=time.time)
     train_seconds: float = 0.0
     measure_seconds: float = 0.0
@@ -146,7 +146,7 @@ class _Record:
             reason=reason,
             detail=detail,
             provenance=Provenance(
-                **{"host": platform.node(), **self.host},
+                **{"host": platform.node(), **self.measured},
                 versions=versions(),
                 gin_config=self.task.gin_text,
                 dataset_fingerprint=self.dataset.facts.fingerprint,
@@ -183,10 +183,10 @@ def _stages(
     from thesis.train import train
 
     model = build(config, **rates)
-    if limits.rtf_ratio is not None:
-        # Speed depends on the architecture, not on the weights: measure before paying for them.
-        _measure(record, _decoder_onnx(model, config), measure)
-        record.require_within(limits)
+    yield Progress("measure", 0, steps)
+    # Speed depends on the architecture, not on the weights: measure before paying for them.
+    _measure(record, _decoder_onnx(model, config), measure)
+    record.require_within(limits)
 
     started = time.monotonic()
     clips = record.clips("train")
@@ -203,8 +203,6 @@ def _stages(
     yield Progress("export", steps, steps, record.metrics.get("train_loss"))
     decoder = _decoder_onnx(model, config)
     _validate(record, model, decoder)
-    yield Progress("measure", steps, steps, record.metrics.get("train_loss"))
-    _measure(record, decoder, measure)
     _save_artifacts(workdir / ARTIFACTS, model, decoder, record.task.gin_text)
 
 
@@ -258,8 +256,8 @@ def _validate(record: _Record, model: "Model", decoder: bytes) -> None:
 def _measure(record: _Record, decoder: bytes, measure: Measure) -> None:
     started = time.monotonic()
     rtf = asdict(measure(decoder, record.dataset.facts.clip_seconds, record.config.measure))
-    record.measure_seconds += time.monotonic() - started
-    record.host = {key: rtf[key] for key in ("host", "host_fingerprint")}
+    record.measure_seconds = time.monotonic() - started
+    record.measured = {key: rtf[key] for key in rtf if key in Provenance.__dataclass_fields__}
     record.metrics |= {key: rtf[key] for key in rtf if key in Measurement.__dataclass_fields__}
 
 

@@ -42,6 +42,7 @@ from sweeps.config import RunConfig
 from sweeps.errors import LedgerError, SweepError
 from sweeps.evaluate import Measure, Progress, Task, versions
 from sweeps.ledger import Ledger, SweepFacts
+from sweeps.meter import Meter
 from sweeps.progress import (
     Listener,
     Stopping,
@@ -370,18 +371,23 @@ class _Worker(tune.Trainable):
         self._stages = evaluate_and_record(self.shared, candidate, self._meter)
 
 
-class _Meter:
-    """The actor that measures on its node, one model at a time."""
+class _MeterActor:
+    """Measures on its node, one model at a time, with a `Meter` for each measurer."""
+
+    def __init__(self) -> None:
+        self._meters: dict[str, Meter] = {}
 
     def measure(
         self, measurer: str, model: bytes, audio_seconds: float, config: MeasureConfig
     ) -> RtfMeasurement:
-        """Measures a model; see `thesis.measure.measure_rtf`."""
-        return cast(RtfMeasurement, load(measurer)(model, audio_seconds, config))
+        """Measures a model; see `Meter`."""
+        if measurer not in self._meters:
+            self._meters[measurer] = Meter(load(measurer))
+        return self._meters[measurer](model, audio_seconds, config)
 
 
 class _MeterOfThisNode:
-    """Measures through the one `_Meter` of the node, whoever made it.
+    """Measures through the one `_MeterActor` of the node, whoever made it.
 
     The actor is found by name and tied to its node by affinity: that needs no resource which the
     cluster's owner would have had to declare.
@@ -408,7 +414,7 @@ class _MeterOfThisNode:
     def _find(self) -> Any:
         node = ray.get_runtime_context().get_node_id()
         return (
-            ray.remote(_Meter)
+            ray.remote(_MeterActor)
             .options(
                 name=f"meter-{node}",
                 namespace=_NAMESPACE,

@@ -28,7 +28,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 import numpy as np
 import numpy.typing as npt
@@ -58,13 +58,14 @@ T = TypeVar("T")
 
 
 def _arrow_field(declared: "dataclasses.Field[Any]") -> pa.Field:
-    # `float | None` is a float column; a mapping of strings is kept as JSON.
+    # `float | None` is a float column; a mapping is kept as JSON.
     kinds = get_args(declared.type) or (declared.type,)
     types = {int: pa.int64(), float: pa.float64(), str: pa.string()}
     return pa.field(declared.name, types[kinds[0]])
 
 
 _PROVENANCE = tuple(f.name for f in dataclasses.fields(Provenance))
+_MAPPINGS = tuple(f.name for f in dataclasses.fields(Provenance) if get_origin(f.type) is Mapping)
 
 SCHEMA = pa.schema(
     [
@@ -80,8 +81,9 @@ SCHEMA = pa.schema(
 )
 """The columns of a record. Null: a metric that was not reached; the reason of a completed trial.
 
-`candidate` and `versions` are JSON objects, `reason` is the name of a `Reason`. A column is added
-by adding a field to `sweeps.trial`: files without it read as null, or as the field's default.
+`candidate`, `versions` and `measure_conditions` are JSON objects, `reason` is the name of a
+`Reason`. A column is added by adding a field to `sweeps.trial`: files without it read as null, or
+as the field's default.
 """
 
 
@@ -96,7 +98,7 @@ def _row(trial: Trial) -> dict[str, Any]:
         "detail": trial.detail,
         **{name: trial.metric(name) for name in METRICS},
         **provenance,
-        "versions": json.dumps(dict(trial.provenance.versions), sort_keys=True),
+        **{name: json.dumps(dict(provenance[name]), sort_keys=True) for name in _MAPPINGS},
     }
     return {name: _storable(value) for name, value in row.items()}
 
@@ -110,8 +112,7 @@ def _storable(value: Any) -> Any:
 
 def _trial(row: Mapping[str, Any]) -> Trial:
     provenance = {name: row[name] for name in _PROVENANCE if row[name] is not None}
-    if "versions" in provenance:
-        provenance["versions"] = json.loads(provenance["versions"])
+    provenance |= {name: json.loads(provenance[name]) for name in _MAPPINGS if name in provenance}
     return Trial(
         sweep=row["sweep"],
         candidate=Candidate.from_json(row["candidate"]),

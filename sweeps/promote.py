@@ -9,6 +9,7 @@ import numpy as np
 from sweeps.config import parse_candidate
 from sweeps.errors import TrialError
 from sweeps.ledger import find_trial
+from sweeps.meter import Meter
 from sweeps.trial import METRICS, Status, Trial
 from thesis.bundle import (
     CLIP_FILE,
@@ -79,7 +80,7 @@ def promote(
         ledger.get_artifacts(trial.id, artifacts)
         _check_decoder(artifacts, model.decoder, clips)
         decoder = (artifacts / DECODER_FILE).read_bytes()
-        measured = measure_rtf(decoder, data.facts.clip_seconds, model.measure)
+        measured = Meter(measure_rtf)(decoder, data.facts.clip_seconds, model.measure)
         write_bundle(
             out,
             artifacts,

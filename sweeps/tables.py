@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -139,6 +140,11 @@ def _provenance(trial: Trial) -> dict[str, Any]:
         "train_steps": p.train_steps,
         "train_seconds": f"{p.train_seconds:.1f}",
         "measure_seconds": f"{p.measure_seconds:.1f}",
+        "measured_at": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(p.measured_at))
+        if p.measured_at
+        else "",
+        "measure_attempts": p.measure_attempts or "",
+        "measure_conditions": ", ".join(f"{k} {v:g}" for k, v in p.measure_conditions.items()),
         "versions": ", ".join(f"{k} {v}" for k, v in p.versions.items()),
     }
 

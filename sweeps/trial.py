@@ -116,6 +116,9 @@ class Measurement:
     rtf_ratio_low: float | None = _metric("x reference", "lower end of the 95% interval")
     rtf_ratio_high: float | None = _metric("x reference", "upper end of the 95% interval")
     reference_rtf: float | None = _metric("s/s", "rtf of the reference in the same loop")
+    reference_drift: float | None = _metric(
+        "", "how far the reference moved meanwhile, or is from the machine's best"
+    )
     p50_seconds: float | None = _metric("s", "median time of one call")
     p95_seconds: float | None = _metric("s", "95th percentile of one call")
     p99_seconds: float | None = _metric("s", "99th percentile of one call")
@@ -135,7 +138,10 @@ class Measurement:
 class Provenance:
     """Where a record comes from: enough to trust it and to make it again.
 
-    `versions` has this project's under `PROJECT`; before 0.2.0 it was not recorded.
+    `versions` has this project's under `PROJECT`; before 0.2.0 it was not recorded. Where
+    `measured_at` (Unix time, as the others) is before `started_at`, the real-time factor was
+    measured for an earlier trial with an equal graph. It is the calmest of `measure_attempts`, and
+    `measure_conditions` tells what the machine did meanwhile, see `thesis.conditions`.
     """
 
     host: str = ""
@@ -149,6 +155,9 @@ class Provenance:
     finished_at: float = 0.0
     train_seconds: float = 0.0
     measure_seconds: float = 0.0
+    measured_at: float = 0.0
+    measure_attempts: int = 0
+    measure_conditions: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -39,13 +39,14 @@ from thesis.bench_variants import (
 from thesis.bundle import CONTROLS_FILE, ModelBundle, load_bundle
 from thesis.data import Dataset, load_dataset
 from thesis.errors import BenchError, ExportError
-from thesis.measure import QUANTILE, ROUNDS, pinned_to_one_core, processor, ratio_interval
+from thesis.measure import QUANTILE, pinned_to_one_core, processor, ratio_interval
 from thesis.runtimes import runtime
 from thesis.runtimes.contract import environment
 
 BLOCKS: tuple[Block, ...] = (64, 256, 1024, 2048, "clip")
 """Samples. Hosts of plugins ask for 64 to 2,048 at a time."""
 SECONDS = 0.5
+_ROUNDS = 10
 _MIN_CALLS = 50
 _WARM_UP_CALLS = 3
 _TRY = "without options, the usual artefacts and sizes of blocks are benched"
@@ -203,7 +204,7 @@ def bench(
             raise BenchError(f"nothing to bench: {first.why}", hint=first.hint or _TRY)
         judged = [v for v in variants if data and v.subject.artifact == "decoder"]
         played = dict.fromkeys(case.variant.subject.artifact for case in cases)
-        steps = _Steps(on_progress, ROUNDS * len(played) + len(cases) + len(judged))
+        steps = _Steps(on_progress, _ROUNDS * len(played) + len(cases) + len(judged))
         with pinned_to_one_core(), _no_garbage_collection():
             times: dict[_Case, Times] = {}
             for artifact in played:
@@ -326,7 +327,7 @@ def _times(cases: Sequence[_Case], seconds: float, steps: _Steps) -> dict[_Case,
     """
     times: dict[_Case, Times] = {case: [] for case in cases}
     variants = [*dict.fromkeys(case.variant for case in cases)]
-    for i in range(ROUNDS):
+    for i in range(_ROUNDS):
         loaded = {v: v.subject.load() for v in (reversed(variants) if i % 2 else variants)}
         for block in dict.fromkeys(case.block for case in cases):
             chosen = [case for case in cases if case.block == block]
@@ -336,7 +337,7 @@ def _times(cases: Sequence[_Case], seconds: float, steps: _Steps) -> dict[_Case,
                 calls.append(
                     loaded[case.variant].calls(controls.f0_hz, controls.loudness_db, case.n_frames)
                 )
-            in_turn = _in_turn(calls, seconds * len(calls) / ROUNDS)
+            in_turn = _in_turn(calls, seconds * len(calls) / _ROUNDS)
             for case, column in zip(chosen, in_turn.T, strict=True):
                 times[case].append(column)
         steps.done(None)
@@ -352,7 +353,7 @@ def _in_turn(calls: Sequence[Callable[[], float]], seconds: float) -> npt.NDArra
         call()
     times: list[list[float]] = []
     deadline = time.perf_counter() + seconds
-    while len(times) < _MIN_CALLS // ROUNDS or time.perf_counter() < deadline:
+    while len(times) < _MIN_CALLS // _ROUNDS or time.perf_counter() < deadline:
         turn = [0.0] * len(calls)
         order = range(len(calls))
         for which in reversed(order) if len(times) % 2 else order:

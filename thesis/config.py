@@ -527,9 +527,11 @@ class MeasureConfig:
     """How long the real-time factor is measured.
 
     Attributes:
-      seconds: Wall-clock budget of one measurement, candidate and reference together, 0.01 to 600.
+      seconds: Processor time of one measurement, candidate and reference together, 0.01 to 600. It
+        takes longer where other processes want the same core.
       min_calls: Calls of each model at the least, however long they take; 10 to a million.
-      max_calls: Calls of each model at the most; `min_calls` to a million.
+      max_calls: Calls of each model at the most; `min_calls` to a million. Both are rounded up, so
+        that all sessions of all rounds (`thesis.measure`) are called equally often.
     """
 
     seconds: float = 2.0

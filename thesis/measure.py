@@ -3,15 +3,17 @@
 Shared machines are noisy in one direction: other work can make a call slower, never faster. So
 the candidate and the reference are called in turn, each is summed up by a low quantile of its
 times, and what is reported first is their ratio, which carries over to other machines and days.
-Where a session's memory happens to lie is worth half a per cent for as long as it lives, so the
-measurement is made of rounds with fresh sessions, and its interval comes from their spread.
+Where a session's memory lies is worth half a per cent for as long as it lives, and depends on how
+many were loaded before it. So the measurement is made of rounds with fresh sessions, two of each
+model, loaded so that both models come at the same place on average, and its interval comes from
+the rounds' spread. `docs/concepts/measurement.md` has the experiments.
 """
 
 import hashlib
 import os
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,19 +22,30 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnxruntime
+from google.protobuf.message import DecodeError
+from scipy.special import stdtrit
 
+from thesis.conditions import conditions, observe
 from thesis.config import MeasureConfig
 from thesis.controls import decoder_inputs
+from thesis.errors import ExportError
 from thesis.export import reference_onnx
 from thesis.runtimes.onnx_runtime import Session
 
 QUANTILE = 0.1
 """Of the call times; low, since noise only adds. The minimum rests on a single lucky call."""
-ROUNDS = 10
-_STUDENT_T = 2.262
-"""97.5% quantile of Student's t with ROUNDS - 1 degrees of freedom."""
+ROUNDS = 20
+_CANDIDATE, _REFERENCE = 0, 1
+_ORDERS = np.array([[0, 1, 1, 0], [1, 0, 0, 1]])
+"""Models in the order in which a round's sessions are loaded and called; rounds take turns."""
+_FLOATS = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE})
+_SESSIONS = 2
+"""Of each model in a round."""
 _WARM_UP_CALLS = 5
+_WARM_UP_SHARE = 0.1
+"""Of a round's time, at the most: where a call takes long, one is enough."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +58,19 @@ class RtfMeasurement:
       rtf_ratio_low: Lower end of the ratio's 95% interval.
       rtf_ratio_high: Its upper end.
       reference_rtf: The reference's rtf in the same loop.
+      reference_drift: How far the reference's rtf moved between the first half of the rounds and
+        the second, as a share; a meter (`sweeps.meter`) compares it with earlier ones, too.
+      reference_frames: Frames that the reference decodes in a call.
       p50_seconds: Median time of a call on the whole clip.
       p95_seconds: 95th percentile.
       p99_seconds: 99th percentile.
       calls: Calls of each model.
       host: Name of the machine.
       host_fingerprint: Identifies machine, processor and runtime; `rtf` compares within one.
+      measured_at: When it began, Unix time.
+      measure_attempts: Measurements that were made to get this one; more than one where the
+        reference had drifted.
+      measure_conditions: What the machine did meanwhile, see `thesis.conditions`.
     """
 
     rtf: float
@@ -58,12 +78,17 @@ class RtfMeasurement:
     rtf_ratio_low: float
     rtf_ratio_high: float
     reference_rtf: float
+    reference_drift: float
+    reference_frames: int
     p50_seconds: float
     p95_seconds: float
     p99_seconds: float
     calls: int
     host: str
     host_fingerprint: str
+    measured_at: float
+    measure_attempts: int
+    measure_conditions: Mapping[str, float]
 
 
 def measure_rtf(model: bytes, audio_seconds: float, config: MeasureConfig) -> RtfMeasurement:
@@ -83,73 +108,114 @@ def measure_rtf(model: bytes, audio_seconds: float, config: MeasureConfig) -> Rt
     reference = reference_onnx(sample_rate=rates.sample_rate, hop_size=hop_size)
     n_samples = max(1, round(audio_seconds * rates.sample_rate))
     inputs = [_typical_inputs(-(-n_samples // hop)) for hop in (rates.hop_size, hop_size)]
+    measured_at = time.time()
     with pinned_to_one_core():
-        rounds = [_round(model, reference, inputs, config, i) for i in range(ROUNDS)]
-    rtfs = np.array([np.quantile(times, QUANTILE, axis=0) for times in rounds]) / audio_seconds
-    ratio, low, high = ratio_interval(rtfs[:, 0] / rtfs[:, 1])
-    times = np.concatenate(rounds)[:, 0]
+        before = observe()
+        rounds = [_round((model, reference), inputs, config, i) for i in range(ROUNDS)]
+        during = conditions(before, observe())
+    rtfs = np.array([floors(times) for times in rounds]) / audio_seconds
+    ratio, low, high = ratio_interval(rtfs[:, _CANDIDATE] / rtfs[:, _REFERENCE])
+    times = np.concatenate(rounds)[:, _CANDIDATE]
     p50, p95, p99 = np.quantile(times, [0.5, 0.95, 0.99])
     return RtfMeasurement(
-        rtf=float(np.median(rtfs[:, 0])),
+        rtf=float(np.median(rtfs[:, _CANDIDATE])),
         rtf_ratio=ratio,
         rtf_ratio_low=low,
         rtf_ratio_high=high,
-        reference_rtf=float(np.median(rtfs[:, 1])),
+        reference_rtf=float(np.median(rtfs[:, _REFERENCE])),
+        reference_drift=drift(rtfs[:, _REFERENCE]),
+        reference_frames=inputs[_REFERENCE].shape[-1],
         p50_seconds=float(p50),
         p95_seconds=float(p95),
         p99_seconds=float(p99),
         calls=times.size,
         host=platform.node(),
         host_fingerprint=host_fingerprint(),
+        measured_at=measured_at,
+        measure_attempts=1,
+        measure_conditions=during,
     )
 
 
+def graph_hash(model: bytes) -> str:
+    """Returns twelve hexadecimal digits of a model's graph: equal for models of one speed.
+
+    Everything counts but the values of its weights: operators, attributes, connections, shapes,
+    types, rates and the rest of the metadata. A weight is a tensor of floating-point numbers with
+    an axis; other constants are part of the graph, say the bounds of a slice or of a clip.
+
+    Raises:
+      ExportError: It is no ONNX model.
+    """
+    try:
+        parsed = onnx.load_model_from_string(model)
+    except DecodeError as error:
+        raise ExportError("model is no ONNX model", hint="export it again") from error
+    for tensor in parsed.graph.initializer:
+        if tensor.dims and tensor.data_type in _FLOATS:
+            for values in ("raw_data", "float_data", "double_data", "int32_data"):
+                tensor.ClearField(values)
+    digest = hashlib.sha256(parsed.SerializeToString(deterministic=True))
+    return digest.hexdigest()[:12]
+
+
 def _round(
-    model: bytes,
-    reference: bytes,
+    models: Sequence[bytes],
     inputs: Sequence[npt.NDArray[np.float32]],
     config: MeasureConfig,
     i: int,
 ) -> npt.NDArray[np.float64]:
-    """Measures with fresh sessions, loaded in an order that alternates from round to round."""
-    if i % 2:
-        candidate, against = Session(model), Session(reference)
-    else:
-        against, candidate = Session(reference), Session(model)
-    return interleaved_times(candidate, against, inputs, config)
+    """Returns the seconds of every call of fresh sessions, [calls, models, sessions]."""
+    deadline = time.process_time() + config.seconds / ROUNDS
+    order = _ORDERS[i % len(_ORDERS)]
+    # Copies, since where the inputs lie counts as well.
+    sessions = [(Session(models[which]), inputs[which].copy()) for which in order]
+    times = interleaved_times(sessions, config, deadline)
+    of_models = times[:, np.argsort(order, kind="stable")]
+    return of_models.reshape(-1, len(models), _SESSIONS)
 
 
 def interleaved_times(
-    candidate: Session,
-    reference: Session,
-    inputs: Sequence[npt.NDArray[np.float32]],
+    sessions: Sequence[tuple[Callable[[npt.NDArray[np.float32]], Any], npt.NDArray[np.float32]]],
     config: MeasureConfig,
+    deadline: float,
 ) -> npt.NDArray[np.float64]:
-    """Calls two models in turn for one round and returns the seconds of every call, [calls, 2].
-
-    Which goes first alternates, so that neither always finds the other's data in the cache.
+    """Calls sessions in turn for one round; returns the seconds of every call, [calls, sessions].
 
     Args:
-      candidate: The model to measure.
-      reference: What it is measured against.
-      inputs: What each of them decodes, [1, 2, frames].
-      config: How long to measure.
+      sessions: What is called, each with its input.
+      config: How many calls there are at least and at the most.
+      deadline: When to stop, as `time.process_time` tells it: what other processes take of the core
+        is not counted, so that a busy machine measures for longer and not with fewer calls.
     """
-    sessions = (candidate, reference)
+    warm = time.process_time() + _WARM_UP_SHARE * config.seconds / ROUNDS
     for _ in range(_WARM_UP_CALLS):
-        for session, frames in zip(sessions, inputs, strict=True):
+        for session, frames in sessions:
             session(frames)
-    least, most = -(-config.min_calls // ROUNDS), -(-config.max_calls // ROUNDS)
+        if time.process_time() > warm:
+            break
+    share = ROUNDS * _SESSIONS
+    least, most = -(-config.min_calls // share), -(-config.max_calls // share)
     times: list[list[float]] = []
-    deadline = time.perf_counter() + config.seconds / ROUNDS
-    while len(times) < least or (len(times) < most and time.perf_counter() < deadline):
-        pair = [0.0, 0.0]
-        for which in (0, 1) if len(times) % 2 else (1, 0):
+    while len(times) < least or (len(times) < most and time.process_time() < deadline):
+        row = []
+        for session, frames in sessions:
             start = time.perf_counter()
-            sessions[which](inputs[which])
-            pair[which] = time.perf_counter() - start
-        times.append(pair)
+            session(frames)
+            row.append(time.perf_counter() - start)
+        times.append(row)
     return np.array(times)
+
+
+def floors(times: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Returns what each model's call takes undisturbed, [models], in seconds.
+
+    Args:
+      times: Of every call of a round, [calls, models, sessions].
+    """
+    of_sessions = np.quantile(times, QUANTILE, axis=0)
+    found: npt.NDArray[np.float64] = np.exp(np.log(of_sessions).mean(axis=-1))
+    return found
 
 
 def ratio_interval(ratios: npt.NDArray[np.float64]) -> tuple[float, float, float]:
@@ -159,9 +225,15 @@ def ratio_interval(ratios: npt.NDArray[np.float64]) -> tuple[float, float, float
     logarithm.
     """
     logs = np.log(ratios)
-    half = _STUDENT_T * logs.std(ddof=1) / np.sqrt(logs.size)
+    half = stdtrit(logs.size - 1, 0.975) * logs.std(ddof=1) / np.sqrt(logs.size)
     mean, low, high = np.exp([logs.mean(), logs.mean() - half, logs.mean() + half])
     return float(mean), float(low), float(high)
+
+
+def drift(rtfs: npt.NDArray[np.float64]) -> float:
+    """Returns how much a half of the rounds differs from the other in its median, as a share."""
+    first, second = (np.median(half) for half in np.array_split(rtfs, 2))
+    return float(max(first, second) / min(first, second) - 1.0)
 
 
 @contextmanager

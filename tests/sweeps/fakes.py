@@ -11,6 +11,8 @@ from collections.abc import Generator, Mapping
 from pathlib import Path
 from types import ModuleType
 
+import onnx
+
 from sweeps.config import RunConfig, parse_run
 from sweeps.evaluate import Measure, Progress, Task
 from sweeps.trial import Candidate, Measurement, Provenance, Reason, Trial
@@ -123,20 +125,28 @@ def without_data(task: Task, *, workdir: Path, measure: Measure) -> Stages:
 
 
 def measuring(task: Task, *, workdir: Path, measure: Measure) -> Stages:
-    """Measures through the launch's measurer, when another trial wants to do the same."""
+    """Measures through the launch's measurer, when another trial wants to do the same.
+
+    A model of its own, of which `rtf` tells, and one that all trials have in common, of which
+    `p50_seconds` tells when it was measured.
+    """
     waiting = Path(task.dataset) / "waiting"
     waiting.mkdir(exist_ok=True)
     (waiting / str(os.getpid())).touch()
     while len(list(waiting.iterdir())) < 2:
         yield Progress("build", 0, STEPS)
         time.sleep(0.05)
-    found = measure(task.dataset.encode(), 4.0, MeasureConfig())
-    return trial_of(task.sweep, task.candidate, rtf=found.rtf)
+    own, common = (
+        measure(model.SerializeToString(), 4.0, MeasureConfig())
+        for name in (task.candidate.id, "common")
+        for model in [onnx.ModelProto(producer_name=name, doc_string=task.dataset)]
+    )
+    return trial_of(task.sweep, task.candidate, rtf=own.rtf, p50_seconds=common.measured_at)
 
 
 def measure_together(model: bytes, audio_seconds: float, config: MeasureConfig) -> RtfMeasurement:
     """Tells, as `rtf`, how many processes measure at this time."""
-    crowd = Path(model.decode()) / "measuring"
+    crowd = Path(onnx.load_model_from_string(model).doc_string) / "measuring"
     crowd.mkdir(exist_ok=True)
     mine = crowd / str(os.getpid())
     mine.touch()
@@ -149,10 +159,15 @@ def measure_together(model: bytes, audio_seconds: float, config: MeasureConfig) 
         rtf_ratio_low=1.0,
         rtf_ratio_high=1.0,
         reference_rtf=1.0,
+        reference_drift=0.0,
+        reference_frames=1000,
         p50_seconds=0.0,
         p95_seconds=0.0,
         p99_seconds=0.0,
         calls=1,
         host="here",
         host_fingerprint="here",
+        measured_at=time.time(),
+        measure_attempts=1,
+        measure_conditions={},
     )

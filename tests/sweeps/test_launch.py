@@ -449,9 +449,10 @@ def test_what_every_trial_would_meet_ends_the_launch_and_can_be_mended(cluster, 
     assert start(4).finished == 4
 
 
-def test_one_model_is_measured_at_a_time(cluster, start):
+def test_one_model_is_measured_at_a_time_and_only_once(cluster, start):
     report = start(2, evaluate="measuring", measurer=evaluator("measure_together"))
     assert [t.measurement.rtf for t in report.recorded] == [1, 1]
+    assert len({t.measurement.p50_seconds for t in report.recorded}) == 1
 
 
 @pytest.fixture

@@ -466,6 +466,7 @@ provenances = st.builds(
     Provenance,
     host=st.text(),
     versions=st.dictionaries(st.text(), st.text()),
+    measure_conditions=st.dictionaries(st.text(), st.floats(allow_nan=False)),
     gin_config=st.text(),
     seed=st.integers(0, 2**63 - 1),
     started_at=st.floats(),
@@ -534,14 +535,16 @@ def test_older_record_without_a_column_reads_as_its_default(tmp_path, compacted)
     measured = {"val_loss": 1.0, "rtf_ratio": 2.0, "f0_missed_share": 0.5}
     for number in (1, 2):
         ledger.append(trial(number, **measured))
-    dropped = ["rtf_ratio", "f0_missed_share", "versions", "seed", "detail"]
+    mappings = ["versions", "measure_conditions"]
+    dropped = ["rtf_ratio", "f0_missed_share", *mappings, "seed", "detail"]
     rewrite(path_of(ledger, trial(1)), lambda t: t.drop_columns(dropped))
     if compacted:
         ledger.compact()
     old, new = ledger.trials()
     assert new == trial(2, **measured)
     assert old.measurement == Measurement(val_loss=1.0)
-    assert (old.detail, old.provenance.versions, old.provenance.seed) == ("", {}, 0)
+    assert (old.detail, old.provenance.seed) == ("", 0)
+    assert [getattr(old.provenance, name) for name in mappings] == [{}, {}]
     assert [e.why for e in ledger.front(OBJECTIVES).excluded] == ["no rtf_ratio"]
 
 

@@ -15,7 +15,7 @@ from sweeps.promote import model_card, promote
 from sweeps.trial import Candidate, Reason
 from thesis.bundle import ARTIFACT_FILES, load_bundle, read_audio, verify_bundle
 from thesis.errors import BundleError, DatasetError, ExportError
-from thesis.measure import RtfMeasurement
+from thesis.measure import ROUNDS, RtfMeasurement
 from thesis.metrics import Quality
 from thesis.prepare import prepare_demo
 
@@ -93,7 +93,7 @@ def test_the_record_is_the_trials_with_the_measurement_at_promotion(bundle, tria
     assert record == json.loads(json.dumps(trial.to_record()))
     assert 0 < promotion["rtf_ratio_low"] <= promotion["rtf_ratio"]
     assert promotion["rtf_ratio"] != trial.measurement.rtf_ratio
-    assert 10 <= promotion["calls"] <= 20
+    assert promotion["calls"] == 2 * ROUNDS
 
 
 def test_the_clip_is_the_loudest_of_the_validation_clips(bundle, dataset):
@@ -122,8 +122,8 @@ def test_the_model_card_says_what_it_is_and_how_to_use_it(bundle, trial):
     assert "nan" not in card
 
 
-def test_the_model_card_of_an_older_record_leaves_out_what_it_does_not_know(trial):
-    measured = RtfMeasurement(*[1.0] * 8, calls=1, host="", host_fingerprint="")
+def test_the_model_card_of_an_older_record_leaves_out_what_it_does_not_know(bundle, trial):
+    measured = RtfMeasurement(**bundle.trial["promotion"])
     unknown = dict.fromkeys([field.name for field in fields(Quality)])
     older = replace(trial, measurement=replace(trial.measurement, **unknown))
     cards = [model_card(t, measured, "a.wav") for t in (trial, older)]

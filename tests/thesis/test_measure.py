@@ -3,18 +3,25 @@
 The clock is a fake wherever a number is asserted: nothing here depends on the machine's speed.
 """
 
+import itertools
 import os
 from dataclasses import fields, replace
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 from scipy import stats
 
 from thesis import measure as stage
+from thesis.architecture import initial_weights
 from thesis.config import REFERENCE_DECODER, DilatedConvStackConfig, MeasureConfig, SynthConfig
 from thesis.errors import ExportError
+from thesis.export import decoder_onnx
 from thesis.measure import (
     ROUNDS,
+    drift,
+    graph_hash,
     host_fingerprint,
     interleaved_times,
     measure_rtf,
@@ -43,6 +50,7 @@ class Clock:
 def clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(stage.time, "perf_counter", clock)
+    monkeypatch.setattr(stage.time, "process_time", clock)
     return clock
 
 
@@ -62,21 +70,28 @@ def fake_session(clock):
 
 @pytest.fixture
 def fake_sessions(monkeypatch, fake_session):
-    """A function: replaces sessions, so that the candidate's calls cost something else."""
+    """A function: replaces sessions, so that the candidate's calls cost something else.
+
+    It returns the list of what will be loaded.
+    """
 
     def fake_sessions(cost_of_candidate, cost_of_reference):
+        loaded = []
+
         class FakeSession:
             sample_rate, hop_size, synth = 16_000, 64, SynthConfig()
 
             def __init__(self, model):
-                candidate = model == b"candidate"
-                cost = cost_of_candidate if candidate else cost_of_reference
-                self.call = fake_session("candidate" if candidate else "reference", cost)
+                name = "candidate" if model == b"candidate" else "reference"
+                loaded.append(name)
+                cost = cost_of_candidate if name == "candidate" else cost_of_reference
+                self.call = fake_session(name, cost)
 
             def __call__(self, inputs):
                 self.call(inputs)
 
         monkeypatch.setattr(stage, "Session", FakeSession)
+        return loaded
 
     return fake_sessions
 
@@ -95,36 +110,63 @@ def one_directional(low, seed):
 # --- One round ---
 
 
-def test_two_models_are_called_in_turn_and_each_goes_first_half_of_the_time(clock, fake_session):
-    a, b = fake_session("a", lambda: 1e-3), fake_session("b", lambda: 1e-3)
-    interleaved_times(a, b, (INPUTS, INPUTS), MeasureConfig(seconds=0.08))
-    pairs = list(zip(clock.calls[::2], clock.calls[1::2], strict=True))
-    assert set(pairs) == {("a", "b"), ("b", "a")}
-    measured = pairs[stage._WARM_UP_CALLS :]
-    assert measured == [("b", "a"), ("a", "b")] * (len(measured) // 2) + measured[-1:] * (
-        len(measured) % 2
-    )
+def sessions_of(fake_session, *costs):
+    return [(fake_session(name, cost), INPUTS) for name, cost in zip("abcd", costs, strict=False)]
+
+
+def test_sessions_are_called_in_turn(clock, fake_session):
+    sessions = sessions_of(fake_session, *[lambda: 1e-3] * 4)
+    interleaved_times(sessions, MeasureConfig(seconds=0.8), deadline=0.04)
+    assert clock.calls == list("abcd") * (len(clock.calls) // 4)
 
 
 def test_each_call_is_timed_on_its_own_and_warm_up_is_not(clock, fake_session):
-    costs = iter([5.0] * stage._WARM_UP_CALLS + [1e-3, 2e-3, 3e-3, 4e-3, 5e-3])
-    a, b = fake_session("a", lambda: next(costs)), fake_session("b", lambda: 7e-3)
-    times = interleaved_times(a, b, (INPUTS, INPUTS), MeasureConfig(seconds=0.01, min_calls=50))
-    np.testing.assert_allclose(times, [[n * 1e-3, 7e-3] for n in (1, 2, 3, 4, 5)], atol=1e-12)
+    costs = iter([5e-6] * stage._WARM_UP_CALLS + [1e-3, 2e-3, 3e-3])
+    sessions = sessions_of(fake_session, lambda: next(costs), lambda: 7e-3)
+    times = interleaved_times(sessions, MeasureConfig(seconds=10, max_calls=120), deadline=99.0)
+    np.testing.assert_allclose(times, [[n * 1e-3, 7e-3] for n in (1, 2, 3)], atol=1e-12)
+
+
+def test_what_takes_long_is_warmed_up_by_a_single_call(clock, fake_session):
+    sessions = sessions_of(fake_session, lambda: 1.0, lambda: 1.0)
+    times = interleaved_times(sessions, MeasureConfig(seconds=2.0, min_calls=80), deadline=0.1)
+    assert times.shape == (2, 2)
+    assert clock.now == 6.0
 
 
 @pytest.mark.parametrize(
     ("config", "calls"),
     [
-        (MeasureConfig(seconds=2.0, min_calls=50, max_calls=4000), 100),  # 0.2 s of 2 ms
-        (MeasureConfig(seconds=0.01, min_calls=50, max_calls=4000), 5),
-        (MeasureConfig(seconds=600, min_calls=50, max_calls=120), 12),
+        (MeasureConfig(seconds=2.0, min_calls=50, max_calls=4000), 25),  # 0.1 s of 4 ms
+        (MeasureConfig(seconds=0.01, min_calls=50, max_calls=4000), 2),
+        (MeasureConfig(seconds=600, min_calls=50, max_calls=120), 3),
     ],
     ids=["time", "least", "most"],
 )
-def test_a_round_has_its_share_of_the_time_and_of_the_calls(clock, fake_session, config, calls):
-    a, b = fake_session("a", lambda: 1e-3), fake_session("b", lambda: 1e-3)
-    assert abs(len(interleaved_times(a, b, (INPUTS, INPUTS), config)) - calls) <= 1
+def test_a_round_has_its_share_of_the_time_and_of_the_calls(fake_sessions, config, calls):
+    fake_sessions(lambda: 1e-3, lambda: 1e-3)
+    times = stage._round((b"candidate", b"reference"), (INPUTS, INPUTS), config, 0)
+    assert times.shape[1:] == (2, 2)
+    assert calls - stage._WARM_UP_CALLS <= len(times) <= calls
+
+
+def test_both_models_are_loaded_and_called_at_the_same_place_on_average(fake_sessions, clock):
+    loaded = fake_sessions(lambda: 1e-3, lambda: 1e-3)
+    measure_rtf(b"candidate", 1.0, MeasureConfig(seconds=0.01, min_calls=10, max_calls=10))
+    rounds = np.array(loaded[1:]).reshape(ROUNDS, 4)  # the first tells the rates
+    places = {name: np.nonzero(rounds == name)[1] for name in ("candidate", "reference")}
+    assert places["candidate"].mean() == places["reference"].mean() == 1.5
+    assert (rounds == rounds[:, ::-1]).all()  # in each round
+    assert sorted(places["candidate"]) == sorted(places["reference"])  # over all rounds
+    calls = np.array(clock.calls).reshape(ROUNDS, -1, 4)
+    assert (calls == rounds[:, None]).all()
+
+
+def test_a_model_whose_first_session_is_fast_and_last_is_slow_is_as_fast_as_any(fake_sessions):
+    places = itertools.cycle([1.006e-3, 1.003e-3, 0.997e-3, 0.994e-3])
+    fake_sessions(lambda: next(places), lambda: next(places))
+    found = measure_rtf(b"candidate", 1.0, MeasureConfig())
+    assert found.rtf_ratio == pytest.approx(1.0, abs=1e-4)
 
 
 # --- The estimate ---
@@ -141,11 +183,12 @@ def test_the_ratio_is_that_of_the_floors_whatever_the_noise(fake_sessions):
 
 
 def test_quantiles_are_those_of_the_candidates_calls(fake_sessions):
-    costs = iter(np.tile(np.arange(1, 106), ROUNDS) / 1000)
+    costs = iter(np.tile(np.arange(1, 111), ROUNDS) / 1000)
     fake_sessions(lambda: next(costs), lambda: 1e-3)
-    found = measure_rtf(b"candidate", 4.0, MeasureConfig(seconds=600, max_calls=1000))
-    # The first five calls of a round warm up, so 6 ms to 105 ms are left.
-    expected = np.quantile(np.arange(6, 106) / 1000, [0.5, 0.95, 0.99])
+    found = measure_rtf(b"candidate", 4.0, MeasureConfig(seconds=600, max_calls=2000))
+    # The first ten calls of a round, five of each session, warm up: 11 ms to 110 ms are left.
+    expected = np.quantile(np.arange(11, 111) / 1000, [0.5, 0.95, 0.99])
+    assert found.calls == 2000
     measured = [found.p50_seconds, found.p95_seconds, found.p99_seconds]
     np.testing.assert_allclose(measured, expected, rtol=0.01)
 
@@ -157,6 +200,30 @@ def test_intervals_of_a_model_against_itself_cover_one(fake_sessions):
         found = measure_rtf(b"candidate", 4.0, MeasureConfig(seconds=600, max_calls=200))
         covered += found.rtf_ratio_low <= 1 <= found.rtf_ratio_high
     assert covered >= 34
+
+
+def test_the_interval_of_few_rounds_is_wider(fake_sessions):
+    ratios = np.array([0.99, 1.01])
+    _, low, high = ratio_interval(np.tile(ratios, 10))
+    _, lower, higher = ratio_interval(ratios)
+    assert higher - lower > 10 * (high - low)
+
+
+def test_drift_is_how_far_the_halves_of_the_rounds_are_apart():
+    assert drift(np.array([1.0, 1.0, 9.0, 1.1, 1.1, 0.1])) == pytest.approx(0.1)
+    assert drift(np.array([1.1, 1.1, 9.0, 1.0, 1.0, 0.1])) == pytest.approx(0.1)
+    assert drift(np.ones(20)) == 0.0
+
+
+def test_a_reference_that_slows_down_midway_has_drifted_and_the_ratio_has_not(fake_sessions, clock):
+    # Each round is 10 calls of warm-up and 100 of each model, 1 ms each or 1.2.
+    def cost():
+        return 1e-3 if len(clock.calls) < 110 * 2 * ROUNDS / 2 else 1.2e-3
+
+    fake_sessions(cost, cost)
+    found = measure_rtf(b"candidate", 4.0, MeasureConfig(seconds=600, max_calls=2000))
+    assert found.reference_drift == pytest.approx(0.2, abs=1e-6)
+    assert found.rtf_ratio == pytest.approx(1.0)
 
 
 def test_the_interval_is_students_on_logarithms():
@@ -184,7 +251,7 @@ def test_a_measurement_is_whole_and_in_order(export, small):
     assert found.rtf > 0
     assert found.reference_rtf > 0
     assert 0 < found.p50_seconds <= found.p95_seconds <= found.p99_seconds
-    assert small.measure.min_calls <= found.calls <= small.measure.max_calls
+    assert found.calls == 2 * ROUNDS  # 10 to 20, rounded up
     assert found.host_fingerprint == host_fingerprint()
 
 
@@ -202,6 +269,57 @@ def test_a_clip_of_any_length_is_measured(export, small):
 def test_a_model_that_cannot_be_loaded_is_an_error(small):
     with pytest.raises(ExportError):
         measure_rtf(b"no model", 1.0, small.measure)
+
+
+# --- The graph ---
+
+
+@pytest.fixture
+def exported(small):
+    """A function: the small decoder as ONNX with new weights, or another."""
+
+    def exported(seed=0, sample_rate=16_000, **changes):
+        decoder = replace(small.decoder, **changes)
+        weights = initial_weights(decoder.plan(small.synth.n_outputs), seed=seed)
+        rates = {"sample_rate": sample_rate, "hop_size": 64}
+        return decoder_onnx(decoder, small.synth, weights, **rates)
+
+    return exported
+
+
+def test_graphs_are_equal_whatever_the_weights(exported):
+    assert exported(seed=0) != exported(seed=1)
+    assert graph_hash(exported(seed=0)) == graph_hash(exported(seed=1))
+
+
+def test_graphs_that_may_differ_in_speed_are_not_equal(exported):
+    models = [
+        exported(),
+        exported(channels=5),
+        exported(kernel_size=5),
+        exported(dilation_base=3),
+        exported(norm="time"),
+        exported(sample_rate=32_000),
+    ]
+    assert len({graph_hash(model) for model in models}) == len(models)
+
+
+def test_constants_that_are_no_weights_belong_to_the_graph(exported):
+    model = onnx.load_model_from_string(exported())
+    for name, value in (("bound", np.float32(6.0)), ("axes", np.array([2]))):
+        model.graph.initializer.append(numpy_helper.from_array(np.array(value), name))
+    before = graph_hash(model.SerializeToString())
+    for i in (-2, -1):
+        changed = onnx.ModelProto()
+        changed.CopyFrom(model)
+        constant = numpy_helper.to_array(changed.graph.initializer[i]) + 1
+        changed.graph.initializer[i].raw_data = constant.tobytes()
+        assert graph_hash(changed.SerializeToString()) != before
+
+
+def test_the_graph_of_what_is_no_model_is_an_error():
+    with pytest.raises(ExportError, match="no ONNX model"):
+        graph_hash(b"no model")
 
 
 # --- The machine ---
