@@ -7,13 +7,15 @@ whole clips, is the float64 twin in NumPy.
 """
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from analysis.chain_figure import draw_chain
 from benchmarks import _harness as harness
 from sweeps.tables import print_table
 from thesis import reference
@@ -22,9 +24,9 @@ from thesis.c_code import c_header
 from thesis.c_stream import FLAGS, compiler
 from thesis.config import REFERENCE_DECODER, SynthConfig
 from thesis.controls import decoder_inputs, white_noise
-from thesis.export import synth_stream_onnx
+from thesis.export import decoder_stream_onnx, synth_stream_onnx
 from thesis.measure import pinned_to_one_core
-from thesis.stream import SynthStream
+from thesis.stream import DecoderStream, SynthStream
 
 NAME = "chain_rtf"
 RATE, HOP = 16_000, 64
@@ -41,7 +43,10 @@ Floats = npt.NDArray[np.float32]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the benchmark."""
-    quick = harness.is_quick(NAME, __doc__, arguments)
+    parser = harness.parser(NAME, __doc__)
+    parser.add_argument("--figure", type=Path, help="also draw it")
+    options = parser.parse_args(arguments)
+    quick = options.quick
     synth, rates = SynthConfig(), {"sample_rate": RATE, "hop_size": HOP}
     weights = initial_weights(REFERENCE_DECODER.plan(synth.n_outputs), seed=0)
     taps = np.arange(synth.reverb_length(RATE))
@@ -58,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         harness.say("ONNX Runtime")
         stream = synth_stream_onnx(*model, **rates)
         onnx = _seconds_of_onnx(stream, f0_hz, loudness_db, 200 if quick else 2000)
+        onnx_stages = _stages_of_onnx(model, f0_hz, loudness_db, 200 if quick else 2000)
         harness.say("NumPy")
         numpy = _seconds_of_numpy(model, f0_hz, loudness_db)
     targets = {"C": c[:, : len(BLOCKS)], "ONNX Runtime": onnx}
@@ -67,24 +73,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, blocks in found.items():
         print_table([f"{name}, samples", *columns], [_row(size, blocks[size]) for size in blocks])
         print()
-    print_table(
-        [f"C, stages of {BLOCK} samples", "us", "share", "x real time"],
-        [
-            [stage, f"{1e6 * s:.2f}", f"{s / stages.sum():.0%}", f"{BLOCK / RATE / s:,.0f}"]
-            for stage, s in zip(STAGES, stages, strict=True)
-        ],
-    )
+    by_stage = {
+        "C": dict(zip(STAGES, map(float, stages), strict=True)),
+        "ONNX Runtime": onnx_stages,
+    }
+    for name, seconds in by_stage.items():
+        total = sum(seconds.values())
+        print_table(
+            [f"{name}, stages of {BLOCK} samples", "us", "share", "x real time"],
+            [
+                [stage, f"{1e6 * s:.2f}", f"{s / total:.0%}", f"{BLOCK / RATE / s:,.0f}"]
+                for stage, s in seconds.items()
+            ],
+        )
+        print()
+    if options.figure:
+        speeds = {
+            name: {size: block["x_real_time"] for size, block in blocks.items()}
+            for name, blocks in found.items()
+        }
+        draw_chain(speeds, by_stage, options.figure, block=BLOCK)
     chain = harness.floor_interval(targets["C"][:, BLOCKS.index(BLOCK)])
     value = BLOCK / RATE / chain.value
     interval = harness.Interval(value, BLOCK / RATE / chain.high, BLOCK / RATE / chain.low)
     details = {
         "interval": interval,
         "blocks": {name: {str(k): v for k, v in blocks.items()} for name, blocks in found.items()},
-        "stages_seconds": dict(zip(STAGES, stages, strict=True)),
+        "stages_seconds": by_stage,
         "numpy_x_real_time": numpy,
         "compiler": " ".join([_version(), *FLAGS]),
     }
-    print(f"\nfloat64 NumPy on whole clips: {numpy:.1f} x real time")
+    print(f"float64 NumPy on whole clips: {numpy:.1f} x real time")
     reference_text = f"the float64 twin in NumPy on whole clips: {numpy:.1f} x real time"
     harness.emit(
         harness.Result(NAME, value, "x real time", "higher", reference_text, details), quick=quick
@@ -123,6 +142,40 @@ def _seconds_of_onnx(
         return play
 
     return harness.interleaved([call(size) for size in BLOCKS], rounds + _WARM_UP).wall[_WARM_UP:]
+
+
+def _stages_of_onnx(
+    model: Any, f0_hz: Floats, loudness_db: Floats, rounds: int
+) -> dict[str, float]:
+    """Returns what stages take in blocks of `BLOCK` samples: what a graph without them saves.
+
+    The noise's is what is left, and so holds what all stages share. A profile of the runtime would
+    not do: it takes longer for a node than most nodes do.
+    """
+    config, synth, weights, room = model
+    rates: dict[str, Any] = {"sample_rate": RATE, "hop_size": HOP}
+    nothing = np.zeros(0, np.float32)
+    one = SynthConfig(n_harmonics=1)
+    decoder = DecoderStream(decoder_stream_onnx(config, synth, weights, **rates))
+    of_one = initial_weights(config.plan(one.n_outputs), seed=0)
+    streams = [
+        SynthStream(synth_stream_onnx(config, synth, weights, room, **rates)),
+        SynthStream(synth_stream_onnx(config, synth, weights, nothing, **rates)),
+        SynthStream(synth_stream_onnx(config, one, of_one, nothing, **rates)),
+    ]
+    n = BLOCK // HOP
+    inputs = decoder_inputs(f0_hz[:n], loudness_db[:n])[None]
+    calls: list[Callable[[], object]] = [
+        partial(stream, f0_hz[:n], loudness_db[:n]) for stream in streams
+    ]
+    times = harness.interleaved([*calls, partial(decoder, inputs)], rounds + _WARM_UP)
+    whole, dry, of_one_harmonic, decoded = map(float, harness.floors(times.wall[_WARM_UP:]))
+    return {
+        "decoder": decoded,
+        "harmonics": dry - of_one_harmonic,
+        "noise": of_one_harmonic - decoded,
+        "reverb": whole - dry,
+    }
 
 
 def _seconds_of_numpy(model: Any, f0_hz: Floats, loudness_db: Floats) -> float:

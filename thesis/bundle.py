@@ -15,8 +15,8 @@
 | `README.md` | the model card |
 | `SHA256SUMS` | checksums of all of these, as `sha256sum -c` reads them |
 
-A model that cannot stream (norm 'time') has no stream files. Nothing in a bundle is pickled, and
-nothing is loaded before its checksum is right.
+A model that cannot stream (norm 'time') has no stream files, a large one no header. Nothing in a
+bundle is pickled, and nothing is loaded before its checksum is right.
 """
 
 import io
@@ -63,6 +63,10 @@ _ALL_FILES = (
 
 STREAM_FILES = (DECODER_STREAM_FILE, SYNTH_STREAM_FILE, HEADER_FILE)
 """What a model that can stream has besides."""
+
+MAX_HEADER_PARAMETERS = 500_000
+"""Decoders with more weights have no C header: it is a text, of 73 MB for DDSP-full, and one that
+takes a compiler minutes."""
 
 RENDER_TOLERANCE = 1e-4
 """A bundle's rendering may differ by this much between machines."""
@@ -232,6 +236,8 @@ def _write_streams(folder: Path, session: Session) -> None:
     (folder / SYNTH_STREAM_FILE).write_bytes(
         synth_stream_onnx(config, session.synth, weights, response, **rates)
     )
+    if config.parameter_count(session.synth.n_outputs) > MAX_HEADER_PARAMETERS:
+        return
     header = c_header(
         config,
         session.synth,
