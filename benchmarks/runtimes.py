@@ -9,8 +9,9 @@ runtimes`; those that are not are listed with the command that installs them.
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,12 +19,12 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks import _harness as harness
-from benchmarks._trained import MODELS, Trained, dataset_of, trained
+from benchmarks._trained import MODELS, SPARSE, Trained, dataset_of, trained
 from sweeps.tables import print_table
 from thesis.controls import decoder_inputs
 from thesis.data import Dataset
 from thesis.errors import UserError
-from thesis.measure import pinned_to_one_core
+from thesis.measure import pinned_to_one_core, ratio_interval
 from thesis.runtimes import runtime, runtimes
 from thesis.runtimes.contract import Quantisation, Runtime, Session, TrainedDecoder
 
@@ -32,7 +33,10 @@ REFERENCE = "onnx_runtime"
 _BESIDE = Path(__file__).parents[2] / "shared" / "data"
 _CALIBRATION_CLIPS = 32
 _SECONDS = 1.0
-"""Time for which a runtime and the reference are called in turn."""
+"""Time for which a runtime and the reference are called in turn, in all rounds together."""
+_ROUNDS = 8
+
+Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--models", type=Path, help="keeps the dataset and the trained models")
     parser.add_argument("--steps", type=int, help="of training; default: 1000, with --quick 20")
-    parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS), metavar="MODEL")
+    parser.add_argument(
+        "--only", nargs="+", choices={**MODELS, **SPARSE}, default=list(MODELS), metavar="MODEL"
+    )
     parser.add_argument("--markdown", type=Path, help="writes the table there, too")
     options = parser.parse_args(arguments)
     recordings = options.data / "cello"
@@ -137,9 +143,8 @@ def rows_of(model: Trained, dataset: Dataset, folder: Path) -> Iterator[Row]:
     chosen = np.linspace(0, len(clips) - 1, _CALIBRATION_CLIPS).astype(int)
     calibration = decoder_inputs(clips.f0_hz[chosen], clips.loudness_db[chosen])
     of_reference = runtime(REFERENCE)
-    path = of_reference.convert(decoder, folder / model.name / REFERENCE)
-    reference = of_reference.load(path)
-    baseline = _loss(model, dataset, reference)
+    reference = of_reference.convert(decoder, folder / model.name / REFERENCE)
+    baseline = _loss(model, dataset, of_reference.load(reference))
     for each in runtimes():
         if each.version is None:
             continue
@@ -149,9 +154,11 @@ def rows_of(model: Trained, dataset: Dataset, folder: Path) -> Iterator[Row]:
             title = f"{each.title} {each.version}"
             to = folder / model.name / each.title.replace(" ", "_") / form
             try:
-                path, session = _made(each, decoder, how, calibration, to)
-                ratio, seconds = _timed(session, reference, calibration[:1])
-                loss = _loss(model, dataset, session)
+                path = _made(each, decoder, how, calibration, to)
+                ratio, seconds = _timed(
+                    partial(each.load, path), partial(of_reference.load, reference), calibration[:1]
+                )
+                loss = _loss(model, dataset, each.load(path))
             except UserError as error:
                 yield Row(model.name, title, form, failure=error.message)
                 continue
@@ -166,30 +173,39 @@ def _made(
     each: Runtime,
     decoder: TrainedDecoder,
     how: Quantisation | None,
-    calibration: npt.NDArray[np.float32],
+    calibration: Floats,
     folder: Path,
-) -> tuple[Path, Session]:
+) -> Path:
     if how is None:
-        path = each.convert(decoder, folder)
-    else:
-        path = each.quantise(decoder, folder, how, calibration)
-    return path, each.load(path)
+        return each.convert(decoder, folder)
+    return each.quantise(decoder, folder, how, calibration)
 
 
 def _timed(
-    session: Session, reference: Session, inputs: npt.NDArray[np.float32]
+    load: Callable[[], Session], load_reference: Callable[[], Session], inputs: Floats
 ) -> tuple[harness.Interval, float]:
-    """Returns the ratio of the two sessions' times and the time of the first."""
-    pair = [(session, session.arranged(inputs)), (reference, reference.arranged(inputs))]
+    """Returns the ratio of two sessions' times and the time of the first.
+
+    In rounds with fresh sessions: where a session's memory lies is worth a few per cent.
+    """
+    ratios, seconds = np.empty(_ROUNDS), np.empty(_ROUNDS)
     with pinned_to_one_core():
-        once = [min(each.seconds(x) for _ in range(3)) for each, x in pair]
-        rounds = max(20, min(3000, round(_SECONDS / sum(once))))
-        times = np.empty((rounds, 2))
-        for i in range(rounds):
-            for which in (0, 1) if i % 2 else (1, 0):
-                each, x = pair[which]
-                times[i, which] = each.seconds(x)
-    return harness.ratio_interval(*times.T), float(harness.floors(times)[0])
+        for round_ in range(_ROUNDS):
+            loads = (load, load_reference)
+            order = (0, 1) if round_ % 2 else (1, 0)
+            sessions = {which: loads[which]() for which in order}
+            arranged = {which: each.arranged(inputs) for which, each in sessions.items()}
+            once = sum(
+                min(each.seconds(arranged[which]) for _ in range(3))
+                for which, each in sessions.items()
+            )
+            times = np.empty((max(10, min(1000, round(_SECONDS / _ROUNDS / once))), 2))
+            for i in range(len(times)):
+                for which in order if i % 2 else order[::-1]:
+                    times[i, which] = sessions[which].seconds(arranged[which])
+            floors = harness.floors(times)
+            ratios[round_], seconds[round_] = floors[0] / floors[1], floors[0]
+    return harness.Interval(*ratio_interval(ratios)), float(np.median(seconds))
 
 
 def _loss(model: Trained, dataset: Dataset, session: Session) -> float:
