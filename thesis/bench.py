@@ -37,6 +37,7 @@ from thesis.bench_variants import (
     version_of,
 )
 from thesis.bundle import CONTROLS_FILE, ModelBundle, load_bundle
+from thesis.conditions import conditions, observe
 from thesis.data import Dataset, load_dataset
 from thesis.errors import BenchError, ExportError
 from thesis.measure import QUANTILE, pinned_to_one_core, processor, ratio_interval
@@ -47,6 +48,7 @@ BLOCKS: tuple[Block, ...] = (64, 256, 1024, 2048, "clip")
 """Samples. Hosts of plugins ask for 64 to 2,048 at a time."""
 SECONDS = 0.5
 _ROUNDS = 10
+"""Fewer than in `thesis.measure`: some runtimes take a second to load."""
 _MIN_CALLS = 50
 _WARM_UP_CALLS = 3
 _TRY = "without options, the usual artefacts and sizes of blocks are benched"
@@ -133,7 +135,8 @@ class BenchReport:
     Attributes:
       rows: A variant in blocks of one size each.
       skipped: What could not be had.
-      machine: What figures depend on: processor, cores, load_average (1, 5, 15 minutes, before).
+      machine: What figures depend on: processor, cores, and the conditions while calls were timed,
+        see `thesis.conditions`.
     """
 
     rows: tuple[BenchRow, ...]
@@ -182,11 +185,6 @@ def bench(
     if data:
         for bundle in loaded:
             check_dataset(bundle, data)
-    machine = {
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "load_average": [round(load, 2) for load in os.getloadavg()],
-    }
     # TensorFlow reads it when it is imported, here or in the new processes.
     with environment(SWEEPS_THREADS="1"), tempfile.TemporaryDirectory(prefix="bench-") as folder:
         made = [
@@ -206,10 +204,12 @@ def bench(
         played = dict.fromkeys(case.variant.subject.artifact for case in cases)
         steps = _Steps(on_progress, _ROUNDS * len(played) + len(cases) + len(judged))
         with pinned_to_one_core(), _no_garbage_collection():
+            before = observe()
             times: dict[_Case, Times] = {}
             for artifact in played:
                 group = [case for case in cases if case.variant.subject.artifact == artifact]
                 times |= _times(group, seconds, steps)
+            during = conditions(before, observe())
             fresh = {case: steps.done(_in_new_process(case)) for case in cases}
         losses = {v: steps.done(_loss(v, data)) for v in judged if data}
     rows = []
@@ -218,6 +218,7 @@ def bench(
         against = (reference, times[reference]) if reference else None
         loss = losses.get(case.variant)
         rows.append(_row(case, times[case], against, fresh[case], loss))
+    machine = {"processor": processor(), "cores": os.cpu_count(), "conditions": during}
     return BenchReport(tuple(rows), tuple(skipped), machine)
 
 

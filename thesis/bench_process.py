@@ -69,11 +69,14 @@ class Loaded:
       arranged: Takes the pitch in Hz and the loudness in dB of a block, both [frames], and returns
         them as the model takes them. Not a part of what is timed.
       cycle: A block holds a multiple of so many frames.
+      seconds: Plays a block and returns how long that took, where the clock is not here: a runtime
+        may run in a process of its own.
     """
 
     play: Callable[..., object]
     arranged: Callable[[Array, Array], tuple[Any, ...]]
     cycle: int = 1
+    seconds: Callable[..., float] | None = None
 
     def calls(self, f0_hz: Array, loudness_db: Array, n_frames: int) -> Callable[[], float]:
         """Returns a function that plays the next block of a clip and returns its seconds.
@@ -93,17 +96,20 @@ class Loaded:
         )
         endless = itertools.cycle([self.arranged(*block) for block in blocks])
 
-        def call() -> float:
-            block = next(endless)
-            start = time.perf_counter()
-            self.play(*block)
-            return time.perf_counter() - start
+        seconds = self.seconds or self._clocked
+        return lambda: seconds(*next(endless))
 
-        return call
+    def _clocked(self, *block: Any) -> float:
+        start = time.perf_counter()
+        self.play(*block)
+        return time.perf_counter() - start
 
 
 def _of_decoder(session: Session) -> Loaded:
-    return Loaded(session, lambda f0, loudness: (session.arranged(_inputs(f0, loudness)),))
+    def arranged(f0_hz: Array, loudness_db: Array) -> tuple[Any, ...]:
+        return (session.arranged(_inputs(f0_hz, loudness_db)),)
+
+    return Loaded(session, arranged, seconds=session.seconds)
 
 
 def _of_stream(artifact: str, path: Path) -> Loaded:
@@ -151,7 +157,8 @@ class FreshProcess:
       start_seconds: To import the runtime and load the model.
       load_seconds: To load it once more, with the runtime there.
       first_call_seconds: The first block.
-      peak_memory_bytes: The most that the process had resident, Python and libraries included.
+      peak_memory_bytes: The most that the process had resident, Python and libraries included, and
+        processes that the runtime started.
     """
 
     start_seconds: float
@@ -178,19 +185,23 @@ def measure(request: Request) -> FreshProcess:
 
 
 def _peak_memory_bytes() -> int:
-    """Returns the largest resident size of this process so far.
+    """Returns the largest resident size so far of this process and of those that it has started.
 
     Not getrusage's on Linux: that begins with the size of the parent.
     """
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        children = [path.read_text().split() for path in Path("/proc/self/task").glob("*/children")]
+        pids = ["self", *(pid for some in children for pid in some)]
+        status = [Path(f"/proc/{pid}/status").read_text() for pid in pids]
     except OSError:
+        status = []
+    if not status:
         import resource
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else 1024 * peak
-    kilobytes = next(line.split()[1] for line in lines if line.startswith("VmHWM"))
-    return 1024 * int(kilobytes)
+    lines = [line.split() for text in status for line in text.splitlines()]
+    return 1024 * sum(int(words[1]) for words in lines if words[:1] == ["VmHWM:"])
 
 
 def main() -> None:

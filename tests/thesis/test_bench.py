@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from thesis import bench as benched
-from thesis import bench_variants, runtimes
+from thesis import bench_process, bench_variants, runtimes
 from thesis.bench import bench
 from thesis.bench_process import FreshProcess, Loaded, Subject
 from thesis.controls import decoder_inputs, white_noise
@@ -356,6 +356,30 @@ def test_a_clip_that_is_shorter_than_a_block_is_repeated():
     assert played[0][0].tolist() == [0, 1, 0, 1, 0]
 
 
+def test_a_clock_that_is_elsewhere_is_the_one_that_counts():
+    loaded = Loaded(print, lambda f0, loudness: (f0,), seconds=lambda f0: f0.sum())
+    call = loaded.calls(np.arange(4.0), np.zeros(4), 2)
+    assert [call(), call(), call()] == [1, 5, 1]
+
+
+def test_decoders_are_timed_by_the_clock_of_their_session(path, monkeypatch):
+    subject = Subject("decoder", "onnx_runtime", str(path / "decoder.onnx"))
+    monkeypatch.setattr("thesis.runtimes.contract.Session.seconds", lambda self, x: x.shape[-1])
+    assert subject.load().calls(np.full(9, 220.0), np.zeros(9), 3)() == 3
+
+
+def test_memory_of_processes_that_a_runtime_starts_counts():
+    alone = bench_process._peak_memory_bytes()
+    hungry = "x = b'x' * 50_000_000; print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", hungry], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        child.stdout.readline()
+        together = bench_process._peak_memory_bytes()
+        child.communicate(b"\n")
+    assert together - alone > 50_000_000
+
+
 def test_streams_play_what_the_bundle_renders(path):
     bundle = benched.load_bundle(path)
     controls, stream = bundle.controls(), bundle.stream()
@@ -421,7 +445,7 @@ def test_a_bundle_is_benched(path, dataset):
         for block in (64, "clip")
     ]
     assert report.skipped == ()
-    assert report.machine["processor"]
+    assert report.machine.keys() == {"processor", "cores", "conditions"}
     for row in report.rows:
         assert 0 < row.p50_seconds <= row.p95_seconds <= row.p99_seconds <= row.max_seconds
         assert min(row.rtf, row.first_call_seconds, row.start_seconds, row.load_seconds) > 0
