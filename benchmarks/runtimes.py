@@ -9,6 +9,7 @@ runtimes`; those that are not are listed with the command that installs them.
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -21,6 +22,9 @@ import numpy.typing as npt
 from benchmarks import _harness as harness
 from benchmarks._trained import MODELS, SPARSE, Trained, dataset_of, trained
 from sweeps.tables import print_table
+from thesis.bundle import MAX_HEADER_PARAMETERS
+from thesis.c_code import c_header
+from thesis.c_stream import CStream
 from thesis.controls import decoder_inputs
 from thesis.data import Dataset
 from thesis.errors import UserError
@@ -145,6 +149,7 @@ def rows_of(model: Trained, dataset: Dataset, folder: Path) -> Iterator[Row]:
     of_reference = runtime(REFERENCE)
     reference = of_reference.convert(decoder, folder / model.name / REFERENCE)
     baseline = _loss(model, dataset, of_reference.load(reference))
+    yield _c_row(model, dataset, decoder, baseline, partial(of_reference.load, reference))
     for each in runtimes():
         if each.version is None:
             continue
@@ -167,6 +172,57 @@ def rows_of(model: Trained, dataset: Dataset, folder: Path) -> Iterator[Row]:
                 model.name, title, form, ratio, audio_seconds / seconds, _size(path), loss,
                 loss / baseline - 1,
             )  # fmt: skip
+
+
+class _CSession(Session):
+    """The decoder of a C header, from its first frame on in every call."""
+
+    def __init__(self, stream: CStream) -> None:
+        self._stream = stream
+
+    def __call__(self, inputs: Floats) -> Floats:
+        """Returns the outputs for inputs [1, frames, 2]."""
+        loudness, f0 = inputs[0, :, 0], inputs[0, :, 1]
+        f0_hz = np.where(f0 > 0.0, 440.0 * 2.0 ** ((f0 * 127.0 - 69.0) / 12.0), 0.0)
+        late = self._stream.decoder_delay_frames
+        controls = [np.pad(x, (0, late), "edge") for x in (f0_hz, 80.0 * (loudness - 1.0))]
+        self._stream.reset()
+        return self._stream.decode(*controls)[None, late:]
+
+    def seconds(self, arranged: Floats) -> float:
+        """Returns what a call takes that goes on from the last one."""
+        f0_hz = np.full(arranged.shape[1], 220.0, np.float32)
+        call = self._stream.prepared(f0_hz, np.full_like(f0_hz, -30.0), decode=True)
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+
+
+def _c_row(
+    model: Trained,
+    dataset: Dataset,
+    decoder: TrainedDecoder,
+    baseline: float,
+    reference: Callable[[], Session],
+) -> Row:
+    """Measures the decoder of the generated C, a stream: a centred one is late."""
+    harness.say(f"{model.name}: generated C")
+    synth, title = model.config.synth, "generated C"
+    parameters = model.config.decoder.parameter_count(synth.n_outputs)
+    if parameters > MAX_HEADER_PARAMETERS:
+        return Row(model.name, title, "float", failure=f"too large: {parameters:,} weights")
+    response = model.model.impulse_response.numpy()
+    rates = {"sample_rate": decoder.sample_rate, "hop_size": decoder.hop_size}
+    header = c_header(decoder.config, synth, decoder.weights, response, **rates)
+    session = _CSession(CStream(header))
+    n_frames = round(dataset.facts.clip_seconds * decoder.sample_rate / decoder.hop_size)
+    inputs = np.full((1, n_frames, 2), 0.5, np.float32)
+    ratio, seconds = _timed(lambda: session, reference, inputs)
+    loss = _loss(model, dataset, session)
+    return Row(
+        model.name, title, "float, stream", ratio, dataset.facts.clip_seconds / seconds,
+        len(header), loss, loss / baseline - 1,
+    )  # fmt: skip
 
 
 def _made(
