@@ -9,6 +9,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 _COLOURS = ("#0b6e8f", "#d1495b", "#edae49", "#66a182", "#8d5a97", "#6c757d", "#2e4057", "#b5651d")
 _STYLES = ("-", "--", ":", "-.")
+_MARKERS = "osD^vPX*<>hp"
 _LIMITS = {1.0: "deadline, 1x", 100.0: "100x"}
 
 Record = Mapping[str, Any]
@@ -17,8 +18,8 @@ Record = Mapping[str, Any]
 def draw_bench(records: Sequence[Record], path: Path, *, title: str) -> None:
     """Writes a PNG of the records that `sweeps bench --json` prints as its rows.
 
-    A panel for each artefact, a line for each of its models. Whole clips stand at the size that
-    they have.
+    A panel for each artefact, a line for each of its models: colours tell runtimes apart, markers
+    quantisations and strokes bundles. Whole clips stand at the size that they have.
 
     Args:
       records: The rows.
@@ -26,26 +27,30 @@ def draw_bench(records: Sequence[Record], path: Path, *, title: str) -> None:
       title: Of the figure.
     """
     artifacts = [*dict.fromkeys(record["artifact"] for record in records)]
-    figure = Figure(figsize=(2.2 + 3.8 * len(artifacts), 4.8), dpi=130, layout="constrained")
+    figure = Figure(figsize=(3.4 + 3.6 * len(artifacts), 4.8), dpi=130, layout="constrained")
     panels = figure.subplots(1, max(len(artifacts), 1), sharey=True, squeeze=False)[0]
     bundles = [*dict.fromkeys(record["bundle"] for record in records)]
-    models = [*dict.fromkeys(_model(record) for record in records)]
+    models = [*dict.fromkeys((record["runtime"], record["quantisation"]) for record in records)]
+    runtimes = [*dict.fromkeys(runtime for runtime, _ in models)]
+    forms = [*dict.fromkeys(form for _, form in models)]
     for axes, artifact in zip(panels, artifacts, strict=False):
         for bundle in bundles:
-            for colour, model in enumerate(models):
+            for runtime, form in models:
                 line = sorted(
                     (record["block_samples"], record["x_real_time"])
                     for record in records
-                    if (record["artifact"], record["bundle"], _model(record))
-                    == (artifact, bundle, model)
+                    if (record["artifact"], record["bundle"]) == (artifact, bundle)
+                    and (record["runtime"], record["quantisation"]) == (runtime, form)
                 )
                 if line:
+                    label = runtime if form == "float" else f"{runtime}, {form}"
                     axes.plot(
                         *zip(*line, strict=True),
-                        marker="o", markersize=4, linewidth=1.4,
-                        color=_COLOURS[colour % len(_COLOURS)],
+                        markersize=4, linewidth=1.4,
+                        color=_COLOURS[runtimes.index(runtime) % len(_COLOURS)],
+                        marker=_MARKERS[forms.index(form) % len(_MARKERS)],
                         linestyle=_STYLES[bundles.index(bundle) % len(_STYLES)],
-                        label=f"{Path(bundle).name}: {model}" if len(bundles) > 1 else model,
+                        label=f"{Path(bundle).name}: {label}" if len(bundles) > 1 else label,
                     )  # fmt: skip
         _dress(axes, artifact, [r["block_samples"] for r in records if r["artifact"] == artifact])
     panels[0].set_ylabel("x real time, higher is better")
@@ -57,12 +62,6 @@ def draw_bench(records: Sequence[Record], path: Path, *, title: str) -> None:
         handles.values(), handles.keys(), loc="outside right upper", frameon=False, fontsize=8.5
     )
     figure.savefig(path)
-
-
-def _model(record: Record) -> str:
-    """Returns the runtime, and the quantisation where there is one."""
-    form = record["quantisation"]
-    return str(record["runtime"]) + ("" if form == "float" else f", {form}")
 
 
 def _dress(axes: Any, artifact: str, sizes: Sequence[int]) -> None:

@@ -41,7 +41,7 @@ def draw(monkeypatch, tmp_path):
 
 def lines(axes):
     """Label -> points of the lines that are models, not limits."""
-    models = [line for line in axes.lines if line.get_marker() == "o"]
+    models = [line for line in axes.lines if line.get_marker() != "None"]
     return {m.get_label(): dict(zip(*m.get_data(), strict=True)) for m in models}
 
 
@@ -81,12 +81,20 @@ def test_a_model_has_one_colour_in_all_panels(draw):
     assert len({*colours}) == 1
 
 
+def test_quantisations_of_a_runtime_have_its_colour_and_markers_of_their_own(draw):
+    forms = ("float", "dynamic", "minmax")
+    axes = draw([row for form in forms for row in rows("decoder", SPEEDS, quantisation=form)])
+    models = [line for line in axes["decoder"].lines if line.get_marker() != "None"]
+    assert len({line.get_color() for line in models}) == 1
+    assert len({line.get_marker() for line in models}) == 3
+
+
 def test_several_bundles_are_told_apart_by_name_and_by_stroke(draw):
     axes = draw([*rows("decoder", SPEEDS), *rows("decoder", FAST, bundle="bundles/full")])[
         "decoder"
     ]
     assert lines(axes).keys() == {"tiny: onnx_runtime", "full: onnx_runtime"}
-    strokes = [line.get_linestyle() for line in axes.lines if line.get_marker() == "o"]
+    strokes = [line.get_linestyle() for line in axes.lines if line.get_marker() != "None"]
     assert len({*strokes}) == 2
 
 
@@ -96,5 +104,5 @@ def test_axes_are_logarithmic_and_name_the_deadline(draw):
     assert axes.get_xlabel() == "samples a block"
     assert axes.get_ylabel() == "x real time, higher is better"
     assert {text.get_text() for text in axes.texts} == {"deadline, 1x", "100x"}
-    limits = [line.get_ydata()[0] for line in axes.lines if line.get_marker() != "o"]
+    limits = [line.get_ydata()[0] for line in axes.lines if line.get_marker() == "None"]
     assert sorted(limits) == [1.0, 100.0]

@@ -98,7 +98,8 @@ def _network(torch: Any, plan: tuple[Node, ...], weights: Weights) -> Any:
         return weight(layer, "bias") if layer.biased else None
 
     def conv(node: Conv, _: Any, x: Any) -> Any:
-        kernel = weight(node, "kernel").permute(2, 1, 0)  # [taps, in, out] -> [out, in, taps]
+        # [taps, in, out] -> [out, in, taps], laid out so: else every call does it again.
+        kernel = weight(node, "kernel").permute(2, 1, 0).contiguous()
         groups = node.ch_in if node.depthwise else 1
         x = f.pad(x, node.padding) if node.reach else x
         y = f.conv1d(x, kernel, bias(node), node.stride, 0, node.dilation, groups)
