@@ -39,6 +39,7 @@ _CALIBRATION_CLIPS = 32
 _SECONDS = 1.0
 """Time for which a runtime and the reference are called in turn, in all rounds together."""
 _ROUNDS = 8
+RANGES = ("dynamic", "minmax", "entropy", "percentile")
 
 Floats = npt.NDArray[np.float32]
 
@@ -104,6 +105,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--only", nargs="+", choices={**MODELS, **SPARSE}, default=list(MODELS), metavar="MODEL"
     )
+    parser.add_argument(
+        "--ranges", nargs="*", choices=RANGES, default=list(RANGES), metavar="RANGES",
+        help="quantisations whose ranges come from these; default: all",
+    )  # fmt: skip
     parser.add_argument("--markdown", type=Path, help="writes the table there, too")
     options = parser.parse_args(arguments)
     recordings = options.data / "cello"
@@ -120,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = [
             row
             for model in trained(dataset, folder, steps=steps, names=options.only)
-            for row in rows_of(model, dataset, Path(scratch) / "converted")
+            for row in rows_of(model, dataset, Path(scratch) / "converted", options.ranges)
         ]
     print_table(_HEAD, [row.cells() for row in rows])
     if options.markdown:
@@ -134,8 +139,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     harness.emit(result, quick=options.quick, options=f"--steps {steps}")
 
 
-def rows_of(model: Trained, dataset: Dataset, folder: Path) -> Iterator[Row]:
-    """Measures a model in every runtime and form, the reference first."""
+def rows_of(
+    model: Trained, dataset: Dataset, folder: Path, ranges: Sequence[str] = RANGES
+) -> Iterator[Row]:
+    """Measures a model in every runtime and form."""
     decoder = TrainedDecoder(
         model.config.decoder,
         model.config.synth,
@@ -153,7 +160,7 @@ def rows_of(model: Trained, dataset: Dataset, folder: Path) -> Iterator[Row]:
     for each in runtimes():
         if each.version is None:
             continue
-        for how in (None, *each.quantisations):
+        for how in (None, *(how for how in each.quantisations if how.ranges in ranges)):
             form = how.name if how else "float"
             harness.say(f"{model.name}: {each.title}, {form}")
             title = f"{each.title} {each.version}"

@@ -25,6 +25,7 @@ from thesis.errors import ExportError, UserError
 if TYPE_CHECKING:
     from thesis.build import Model
     from thesis.measure import RtfMeasurement
+    from thesis.runtimes.contract import TrainedDecoder
 
 Measure = Callable[[bytes, float, MeasureConfig], "RtfMeasurement"]
 """Measures a decoder (ONNX bytes) on a clip of so many seconds. Remote under Ray: one at a time."""
@@ -180,16 +181,17 @@ def _stages(
 
     yield Progress("build", 0, steps)
     from thesis.build import build
+    from thesis.quantise import shipped_onnx
     from thesis.train import train
 
     model = build(config, **rates)
     yield Progress("measure", 0, steps)
     # Speed depends on the architecture, not on the weights: measure before paying for them.
-    _measure(record, _decoder_onnx(model, config), measure)
+    clips = record.clips("train")
+    _measure(record, shipped_onnx(_trained(model, config), config.export, clips), measure)
     record.require_within(limits)
 
     started = time.monotonic()
-    clips = record.clips("train")
     files = workdir / ARTIFACTS / SUMMARIES if config.train.summaries else None
     running = train(
         model, clips, config.train, checkpoints=workdir / "checkpoints", summaries=files
@@ -201,15 +203,17 @@ def _stages(
         yield Progress("train", report.step, steps, report.loss)
 
     yield Progress("export", steps, steps, record.metrics.get("train_loss"))
-    decoder = _decoder_onnx(model, config)
+    trained = _trained(model, config)
+    _check_export(record, model, trained.onnx)
+    decoder = shipped_onnx(trained, config.export, clips)
     _validate(record, model, decoder)
     _save_artifacts(workdir / ARTIFACTS, model, decoder, record.task.gin_text)
 
 
-def _decoder_onnx(model: "Model", config: ModelConfig) -> bytes:
-    from thesis.export import decoder_onnx
+def _trained(model: "Model", config: ModelConfig) -> "TrainedDecoder":
+    from thesis.runtimes.contract import TrainedDecoder
 
-    return decoder_onnx(
+    return TrainedDecoder(
         config.decoder,
         config.synth,
         model.decoder.named_weights(),
@@ -218,13 +222,11 @@ def _decoder_onnx(model: "Model", config: ModelConfig) -> bytes:
     )
 
 
-def _validate(record: _Record, model: "Model", decoder: bytes) -> None:
-    """Compares the exported decoder with the trained one, then its renderings with the clips."""
+def _check_export(record: _Record, model: "Model", decoder: bytes) -> None:
+    """Compares the exported decoder, in floats, with the trained one."""
     from thesis.controls import decoder_inputs
     from thesis.export import MAX_ERROR
-    from thesis.metrics import compare
     from thesis.runtimes.onnx_runtime import Session
-    from thesis.train import validate
 
     session, clips = Session(decoder), record.clips("validation")
     inputs = decoder_inputs(clips.f0_hz, clips.loudness_db)
@@ -238,13 +240,21 @@ def _validate(record: _Record, model: "Model", decoder: bytes) -> None:
         errors.append(np.abs(session.decode(clip[None]) - trained).max())
     error = float(np.max(errors))  # NaN when one is
     record.metrics["export_max_error"] = error
-    record.metrics["model_bytes"] = len(decoder)
     if not error <= MAX_ERROR:
         raise _Rejected(
             Reason.EXPORT_MISMATCH,
             f"largest difference {error:.3g} over the validation clips, allowed {MAX_ERROR:g}",
         )
-    found = validate(model, clips, session.decode)
+
+
+def _validate(record: _Record, model: "Model", decoder: bytes) -> None:
+    """Compares the renderings of what ships with the clips."""
+    from thesis.metrics import compare
+    from thesis.runtimes.onnx_runtime import Session
+    from thesis.train import validate
+
+    record.metrics["model_bytes"] = len(decoder)
+    found = validate(model, record.clips("validation"), Session(decoder).decode)
     if not math.isfinite(found.loss):
         raise _Rejected(Reason.DIVERGED, f"the validation loss is {found.loss}")
     record.metrics["val_loss"] = found.loss

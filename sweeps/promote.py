@@ -26,15 +26,17 @@ from thesis.bundle import (
     verify_bundle,
     write_bundle,
 )
-from thesis.config import DecoderConfig
+from thesis.config import ModelConfig
 from thesis.controls import decoder_inputs
-from thesis.data import Clips, load_dataset
+from thesis.data import Clips, Dataset, load_dataset
 from thesis.errors import BundleError, DatasetError, ExportError
 from thesis.export import MAX_ERROR
 from thesis.files import check_output
 from thesis.measure import RtfMeasurement, measure_rtf, processor
 from thesis.metrics import Quality
+from thesis.quantise import shipped_onnx
 from thesis.reference import decode
+from thesis.runtimes.contract import TrainedDecoder
 from thesis.runtimes.onnx_runtime import Session
 
 
@@ -78,7 +80,7 @@ def promote(
     with tempfile.TemporaryDirectory() as folder:
         artifacts = Path(folder)
         ledger.get_artifacts(trial.id, artifacts)
-        _check_decoder(artifacts, model.decoder, clips)
+        _check_decoder(artifacts, model, data, clips)
         decoder = (artifacts / DECODER_FILE).read_bytes()
         measured = Meter(measure_rtf)(decoder, data.facts.clip_seconds, model.measure)
         write_bundle(
@@ -92,12 +94,20 @@ def promote(
     return verify_bundle(out)
 
 
-def _check_decoder(artifacts: Path, config: DecoderConfig, clips: Clips) -> None:
+def _check_decoder(artifacts: Path, model: ModelConfig, data: Dataset, clips: Clips) -> None:
     """Raises ExportError where the stored decoder is not the one that its weights describe."""
     session = Session(artifacts / DECODER_FILE)
     inputs = decoder_inputs(clips.f0_hz[0], clips.loudness_db[0])
-    with np.load(artifacts / WEIGHTS_FILE, allow_pickle=False) as weights:
-        expected = decode(inputs, weights, config)
+    with np.load(artifacts / WEIGHTS_FILE, allow_pickle=False) as arrays:
+        weights = dict(arrays)
+    if model.export.quantisation == "none":
+        expected = decode(inputs, weights, model.decoder)
+    else:
+        rates = {"sample_rate": session.sample_rate, "hop_size": session.hop_size}
+        trained = TrainedDecoder(model.decoder, model.synth, weights, **rates)
+        calibration = data.clips("train").subsampled(model.synth.hop_multiple)
+        anew = Session(shipped_onnx(trained, model.export, calibration))
+        expected = anew.decode(inputs[None])[0]
     error = float(abs(session.decode(inputs[None])[0] - expected).max())
     if not error <= MAX_ERROR:
         raise ExportError(
@@ -167,8 +177,8 @@ ONNX Runtime:
 comment says how. `{DECODER_STREAM_FILE}` is the decoder alone, in blocks. `{DECODER_FILE}` takes
 whole clips, `inputs` [1, 2, frames], loudness_db / 80 + 1 and the MIDI note of f0 / 127, and gives
 `outputs` [1, channels, frames]; its metadata says how they are split. `{REVERB_FILE}` is the room.
-(A model whose norm needs the whole clip has neither streams nor header.) Play a recording through
-it:
+(A model whose norm needs the whole clip, or one in 8-bit integers, has neither streams nor header.)
+Play a recording through it:
 
     sweeps render . in.wav out.wav
 

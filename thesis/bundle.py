@@ -15,8 +15,9 @@
 | `README.md` | the model card |
 | `SHA256SUMS` | checksums of all of these, as `sha256sum -c` reads them |
 
-A model that cannot stream (norm 'time') has no stream files, a large one no header. Nothing in a
-bundle is pickled, and nothing is loaded before its checksum is right.
+A model that cannot stream (norm 'time') has no stream files, nor has one in 8-bit integers; a large
+one has no header. Nothing in a bundle is pickled, and nothing is loaded before its checksum is
+right.
 """
 
 import io
@@ -36,6 +37,7 @@ from thesis.controls import decoder_inputs, white_noise
 from thesis.errors import BundleError, ExportError
 from thesis.export import decoder_stream_onnx, synth_stream_onnx
 from thesis.files import sha256, written_whole
+from thesis.quantise import QUANTISATION
 from thesis.reference import synthesize
 from thesis.runtimes.onnx_runtime import Session
 from thesis.stream import SynthStream
@@ -117,7 +119,8 @@ class ModelBundle:
         if not self.streams:
             raise BundleError(
                 f"the model of '{self.path}' cannot stream",
-                hint="its norm needs the whole clip; DilatedConvStack.norm = 'frame' does not",
+                hint="its norm needs the whole clip, or it is in 8-bit integers: promote one with "
+                "DilatedConvStack.norm = 'frame' and export.quantisation = 'none'",
             )
         return SynthStream(self.path / SYNTH_STREAM_FILE, seed=seed)
 
@@ -221,6 +224,8 @@ def write_bundle(
 
 def _write_streams(folder: Path, session: Session) -> None:
     """Writes the models that play streams, if this one can."""
+    if QUANTISATION in session.metadata:
+        return
     config = session.decoder_config
     try:
         schedule(config.plan(session.synth.n_outputs))

@@ -546,6 +546,31 @@ class MeasureConfig:
 
 
 @dataclass(frozen=True)
+class ExportConfig:
+    """What ships of a trained decoder.
+
+    Attributes:
+      quantisation: 'none', floats; otherwise 8-bit integers, with the norm left in floats and the
+        ranges of activations from each call ('dynamic') or from training clips: their largest
+        values ('minmax'), or those that 'entropy' or 'percentile' leaves. See
+        `thesis.runtimes.contract.Quantisation`.
+      calibration_clips: Training clips for the ranges, 1 to 10,000; few make them too narrow.
+    """
+
+    quantisation: Literal["none", "dynamic", "minmax", "entropy", "percentile"] = "none"
+    calibration_clips: int = 32
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        _check_range(self, "calibration_clips", 1, 10_000)
+
+    def inactive_parameters(self) -> frozenset[str]:
+        """Names of parameters whose value makes no difference to this model."""
+        unused = self.quantisation in ("none", "dynamic")
+        return frozenset({"calibration_clips"} if unused else ())
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Everything that one trial is made from."""
 
@@ -553,6 +578,7 @@ class ModelConfig:
     synth: SynthConfig
     train: TrainConfig
     measure: MeasureConfig
+    export: ExportConfig = ExportConfig()
 
     @classmethod
     def of_stages(cls, stages: Mapping[str, Any]) -> "ModelConfig":
@@ -563,7 +589,7 @@ class ModelConfig:
         """Bindings, 'Stage.parameter', whose value makes no difference to this model."""
         return frozenset(
             f"{gin_name(stage)}.{parameter}"
-            for stage in (self.decoder, self.synth)
+            for stage in (self.decoder, self.synth, self.export)
             for parameter in stage.inactive_parameters()
         )
 
@@ -579,6 +605,7 @@ CONFIGS: dict[str, type] = {
     "Synth": SynthConfig,
     "train": TrainConfig,
     "measure": MeasureConfig,
+    "export": ExportConfig,
 }
 """Name in gin files -> the configuration of that stage, in the order of ModelConfig's fields."""
 
@@ -599,7 +626,7 @@ _MODEL_FROM_GIN = gin.external_configurable(_model, "model")
 
 def stages_of(config: ModelConfig) -> dict[str, Any]:
     """Returns the parts of a configuration by the names that gin knows them by."""
-    parts = (config.decoder, config.synth, config.train, config.measure)
+    parts = (config.decoder, config.synth, config.train, config.measure, config.export)
     return {gin_name(part): part for part in parts}
 
 

@@ -1,6 +1,7 @@
 """A decoder's ONNX graph in 8-bit integers, by ONNX Runtime's quantiser."""
 
 import io
+import json
 import sys
 import tempfile
 from contextlib import redirect_stdout
@@ -11,6 +12,9 @@ import numpy as np
 import onnx
 
 from thesis.architecture import INPUTS, Layer
+from thesis.config import ExportConfig
+from thesis.controls import decoder_inputs
+from thesis.data import Clips
 from thesis.runtimes.contract import Floats, Quantisation, TrainedDecoder
 
 _OF_A_NORM = (
@@ -18,6 +22,9 @@ _OF_A_NORM = (
     *("flat", "instance", "scaled", "shifted"),
 )
 """What `thesis.onnx_decoder` calls the nodes of a norm, after the name of its layer."""
+
+QUANTISATION = "quantisation"
+"""Metadata of a decoder that is not in floats: the name of its quantisation."""
 
 PERCENTILE = 99.99
 """Of the values of an activation, those that a range of 'percentile' reaches."""
@@ -72,7 +79,23 @@ def quantised_onnx(model: TrainedDecoder, how: Quantisation, inputs: Floats) -> 
                 nodes_to_exclude=in_floats,
             )
         integers = onnx.load(path)
-    return _as_ours(integers, floats)
+    return _as_ours(integers, floats, how)
+
+
+def shipped_onnx(model: TrainedDecoder, export: ExportConfig, clips: Clips) -> bytes:
+    """Returns the decoder's ONNX graph as it ships: in floats, or in integers.
+
+    Args:
+      model: The decoder.
+      export: What ships.
+      clips: Training clips with the decoder's frames, some of which ranges are taken from.
+    """
+    if export.quantisation == "none":
+        return model.onnx
+    count = min(export.calibration_clips, len(clips))
+    chosen = np.linspace(0, len(clips) - 1, count).round().astype(int)
+    inputs = decoder_inputs(clips.f0_hz[chosen], clips.loudness_db[chosen])
+    return quantised_onnx(model, Quantisation(export.quantisation), inputs)
 
 
 def nodes_of_norms(model: TrainedDecoder) -> list[str]:
@@ -134,7 +157,7 @@ def _quantiser() -> Any:
     return quantization
 
 
-def _as_ours(integers: onnx.ModelProto, floats: onnx.ModelProto) -> bytes:
+def _as_ours(integers: onnx.ModelProto, floats: onnx.ModelProto, how: Quantisation) -> bytes:
     """Returns a model with the metadata of ours, and no versions of operators it does not use."""
     used = {node.domain for node in integers.graph.node} | {""}
     versions = [opset for opset in integers.opset_import if opset.domain in used]
@@ -142,5 +165,6 @@ def _as_ours(integers: onnx.ModelProto, floats: onnx.ModelProto) -> bytes:
     integers.opset_import.extend(versions)
     del integers.metadata_props[:]
     integers.metadata_props.extend(floats.metadata_props)
+    integers.metadata_props.add(key=QUANTISATION, value=json.dumps(how.name))
     serialized: bytes = integers.SerializeToString()
     return serialized

@@ -374,7 +374,7 @@ def test_an_export_that_differs_is_a_reason(task_of, measure, tmp_path, monkeypa
         moved = {**weights, "output/bias": weights["output/bias"] + np.float32(0.01)}
         return exported(decoder, synth, moved, **rates)
 
-    monkeypatch.setattr(export, "decoder_onnx", off_by_a_hundredth)
+    monkeypatch.setattr("thesis.runtimes.contract.decoder_onnx", off_by_a_hundredth)
     trial = failed(task_of(), tmp_path, measure, Reason.EXPORT_MISMATCH)
     assert "largest difference 0.01 over" in trial.detail
     assert trial.measurement.export_max_error == pytest.approx(0.01, rel=1e-2)
@@ -406,7 +406,7 @@ def test_an_export_that_is_nan_for_one_clip_differs(task_of, measure, tmp_path, 
 
 
 def test_a_decoder_that_the_runtime_refuses_is_a_reason(task_of, measure, tmp_path, monkeypatch):
-    monkeypatch.setattr("thesis.export.decoder_onnx", lambda *_, **__: b"no model")
+    monkeypatch.setattr("thesis.runtimes.contract.decoder_onnx", lambda *_, **__: b"no model")
     trial = failed(task_of(), tmp_path, measure, Reason.ERROR)
     assert trial.detail.startswith("ExportError: model is no decoder")
 

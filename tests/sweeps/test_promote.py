@@ -9,7 +9,7 @@ import pytest
 
 from sweeps import promote as stage
 from sweeps.errors import SweepError, TrialError
-from sweeps.evaluate import ARTIFACTS
+from sweeps.evaluate import ARTIFACTS, evaluate
 from sweeps.ledger import Ledger, SweepFacts
 from sweeps.promote import model_card, promote
 from sweeps.trial import Candidate, Reason
@@ -260,3 +260,39 @@ def test_an_interrupt_leaves_nothing(storage, trial, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         promote(storage, trial.id, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+# --- In 8-bit integers ---
+
+
+def test_a_quantised_trial_is_measured_and_promoted_as_what_it_is(
+    task_of, trial, dataset, small_run, tmp_path
+):
+    from thesis.measure import measure_rtf
+    from thesis.runtimes.onnx_runtime import Session
+
+    task = task_of(channels=4)
+    task = replace(task, gin_text=task.gin_text + "export.quantisation = 'minmax'\n")
+    measured = []
+
+    def measure(model, *arguments):
+        measured.append(model)
+        return measure_rtf(model, *arguments)
+
+    quantised = evaluate(task, workdir=tmp_path / "work", measure=measure)
+    assert quantised.reason is None, quantised.detail
+    decoder = tmp_path / "work" / ARTIFACTS / "decoder.onnx"
+    assert [Session(model).metadata["quantisation"] for model in (*measured, decoder)] == [
+        "minmax-operators-float_norm"
+    ] * 2
+    # Close to the same model in floats, and not the same.
+    loss = quantised.measurement.val_loss
+    assert loss == pytest.approx(trial.measurement.val_loss, rel=0.05)
+    assert loss != trial.measurement.val_loss
+
+    ledger = make_ledger(tmp_path / "runs", dataset, small_run)
+    ledger.append(quantised)
+    ledger.put_artifacts(quantised.id, tmp_path / "work" / ARTIFACTS)
+    bundle = promote(str(tmp_path / "runs"), quantised.id, tmp_path / "bundle")
+    assert not bundle.streams
+    assert bundle.session.metadata["quantisation"] == "minmax-operators-float_norm"

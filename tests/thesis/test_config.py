@@ -109,7 +109,7 @@ def test_a_configuration_is_the_sum_of_its_stages():
     for name, decoder in DECODERS.items():
         stages = (decoder(channels=3), SynthConfig(n_harmonics=4), TrainConfig(), MeasureConfig())
         config = ModelConfig(*stages)
-        assert list(stages_of(config)) == [name, "Synth", "train", "measure"]
+        assert list(stages_of(config)) == [name, "Synth", "train", "measure", "export"]
         assert ModelConfig.of_stages(stages_of(config)) == config
 
 
