@@ -535,7 +535,7 @@ class MeasureConfig:
     """
 
     seconds: float = 2.0
-    min_calls: int = 50
+    min_calls: int = 40
     max_calls: int = 4000
 
     def __post_init__(self) -> None:

@@ -5,8 +5,8 @@ the candidate and the reference are called in turn, each is summed up by a low q
 times, and what is reported first is their ratio, which carries over to other machines and days.
 Where a session's memory lies is worth half a per cent for as long as it lives, and depends on how
 many were loaded before it. So the measurement is made of rounds with fresh sessions, two of each
-model, loaded so that both models come at the same place on average, and its interval comes from
-the rounds' spread. `docs/concepts/measurement.md` has the experiments.
+model, loaded so that both models come at the same place on average, behind memory of random
+sizes, and its interval comes from the rounds' spread. See `docs/concepts/measurement.md`.
 """
 
 import hashlib
@@ -37,6 +37,8 @@ from thesis.runtimes.onnx_runtime import Session
 QUANTILE = 0.1
 """Of the call times; low, since noise only adds. The minimum rests on a single lucky call."""
 ROUNDS = 20
+_SHARED_ERROR = 4e-4
+"""Standard deviation of a model's ratio against itself that its rounds' spread does not show."""
 _CANDIDATE, _REFERENCE = 0, 1
 _ORDERS = np.array([[0, 1, 1, 0], [1, 0, 0, 1]])
 """Models in the order in which a round's sessions are loaded and called; rounds take turns."""
@@ -168,11 +170,24 @@ def _round(
     """Returns the seconds of every call of fresh sessions, [calls, models, sessions]."""
     deadline = time.process_time() + config.seconds / ROUNDS
     order = _ORDERS[i % len(_ORDERS)]
-    # Copies, since where the inputs lie counts as well.
-    sessions = [(Session(models[which]), inputs[which].copy()) for which in order]
+    ballast, sessions = [], []
+    for which in order:
+        ballast.append(_ballast())
+        # A copy, since where the inputs lie counts as well.
+        sessions.append((Session(models[which]), inputs[which].copy()))
     times = interleaved_times(sessions, config, deadline)
     of_models = times[:, np.argsort(order, kind="stable")]
     return of_models.reshape(-1, len(models), _SESSIONS)
+
+
+def _ballast() -> list[bytearray]:
+    """Returns memory of random sizes, so that what is allocated next lies anywhere.
+
+    Without it, the sessions of a round come to lie where those of the last but one had been, and
+    rounds are no independent samples (Curtsinger & Berger, "Stabilizer", ASPLOS 2013).
+    """
+    exponents = np.random.default_rng().uniform(10, 20, size=8)
+    return [bytearray(int(2**exponent)) for exponent in exponents]
 
 
 def interleaved_times(
@@ -181,6 +196,8 @@ def interleaved_times(
     deadline: float,
 ) -> npt.NDArray[np.float64]:
     """Calls sessions in turn for one round; returns the seconds of every call, [calls, sessions].
+
+    Each is called twice when it is its turn, and timed the second time.
 
     Args:
       sessions: What is called, each with its input.
@@ -200,6 +217,7 @@ def interleaved_times(
     while len(times) < least or (len(times) < most and time.process_time() < deadline):
         row = []
         for session, frames in sessions:
+            session(frames)  # so that the cache is its own, whatever ran before
             start = time.perf_counter()
             session(frames)
             row.append(time.perf_counter() - start)
@@ -222,10 +240,12 @@ def ratio_interval(ratios: npt.NDArray[np.float64]) -> tuple[float, float, float
     """Returns the geometric mean of the rounds' ratios and the ends of its 95% interval.
 
     Student's t on the logarithms: there are few rounds, and a ratio is symmetric only in its
-    logarithm.
+    logarithm. What the rounds share and so do not show is added in quadrature, as an uncertainty
+    of type B (JCGM 100:2008, "GUM", 4.3 and 5.1).
     """
     logs = np.log(ratios)
-    half = stdtrit(logs.size - 1, 0.975) * logs.std(ddof=1) / np.sqrt(logs.size)
+    error = np.hypot(logs.std(ddof=1) / np.sqrt(logs.size), _SHARED_ERROR)
+    half = stdtrit(logs.size - 1, 0.975) * error
     mean, low, high = np.exp([logs.mean(), logs.mean() - half, logs.mean() + half])
     return float(mean), float(low), float(high)
 

@@ -114,14 +114,17 @@ def sessions_of(fake_session, *costs):
     return [(fake_session(name, cost), INPUTS) for name, cost in zip("abcd", costs, strict=False)]
 
 
-def test_sessions_are_called_in_turn(clock, fake_session):
+def test_sessions_are_called_in_turn_twice_each_after_a_warm_up(clock, fake_session):
     sessions = sessions_of(fake_session, *[lambda: 1e-3] * 4)
     interleaved_times(sessions, MeasureConfig(seconds=0.8), deadline=0.04)
-    assert clock.calls == list("abcd") * (len(clock.calls) // 4)
+    calls = "".join(clock.calls)
+    first = calls.index("aa")
+    assert calls[:first] == "abcd" * (first // 4)
+    assert calls[first:] == "aabbccdd" * ((len(calls) - first) // 8)
 
 
-def test_each_call_is_timed_on_its_own_and_warm_up_is_not(clock, fake_session):
-    costs = iter([5e-6] * stage._WARM_UP_CALLS + [1e-3, 2e-3, 3e-3])
+def test_the_second_of_two_calls_is_timed_on_its_own_and_warm_up_is_not(clock, fake_session):
+    costs = iter([5e-6] * stage._WARM_UP_CALLS + [9.0, 1e-3, 9.0, 2e-3, 9.0, 3e-3])
     sessions = sessions_of(fake_session, lambda: next(costs), lambda: 7e-3)
     times = interleaved_times(sessions, MeasureConfig(seconds=10, max_calls=120), deadline=99.0)
     np.testing.assert_allclose(times, [[n * 1e-3, 7e-3] for n in (1, 2, 3)], atol=1e-12)
@@ -131,13 +134,13 @@ def test_what_takes_long_is_warmed_up_by_a_single_call(clock, fake_session):
     sessions = sessions_of(fake_session, lambda: 1.0, lambda: 1.0)
     times = interleaved_times(sessions, MeasureConfig(seconds=2.0, min_calls=80), deadline=0.1)
     assert times.shape == (2, 2)
-    assert clock.now == 6.0
+    assert clock.now == 2 + 2 * 4
 
 
 @pytest.mark.parametrize(
     ("config", "calls"),
     [
-        (MeasureConfig(seconds=2.0, min_calls=50, max_calls=4000), 25),  # 0.1 s of 4 ms
+        (MeasureConfig(seconds=2.0, min_calls=50, max_calls=4000), 12),  # 0.1 s of 8 ms
         (MeasureConfig(seconds=0.01, min_calls=50, max_calls=4000), 2),
         (MeasureConfig(seconds=600, min_calls=50, max_calls=120), 3),
     ],
@@ -158,15 +161,22 @@ def test_both_models_are_loaded_and_called_at_the_same_place_on_average(fake_ses
     assert places["candidate"].mean() == places["reference"].mean() == 1.5
     assert (rounds == rounds[:, ::-1]).all()  # in each round
     assert sorted(places["candidate"]) == sorted(places["reference"])  # over all rounds
-    calls = np.array(clock.calls).reshape(ROUNDS, -1, 4)
-    assert (calls == rounds[:, None]).all()
+    calls = np.array(clock.calls).reshape(ROUNDS, 4 + 8)  # warm-up; one turn, two calls each
+    assert (calls == np.hstack([rounds, rounds.repeat(2, axis=1)])).all()
 
 
-def test_a_model_whose_first_session_is_fast_and_last_is_slow_is_as_fast_as_any(fake_sessions):
-    places = itertools.cycle([1.006e-3, 1.003e-3, 0.997e-3, 0.994e-3])
+def test_what_the_place_of_a_session_costs_is_not_in_the_ratio(fake_sessions, monkeypatch):
+    monkeypatch.setattr(stage, "_WARM_UP_CALLS", 0)
+    places = itertools.cycle(np.repeat([1.006e-3, 1.004e-3, 0.997e-3, 0.994e-3], 2))
     fake_sessions(lambda: next(places), lambda: next(places))
     found = measure_rtf(b"candidate", 1.0, MeasureConfig())
-    assert found.rtf_ratio == pytest.approx(1.0, abs=1e-4)
+    assert found.rtf_ratio == pytest.approx(1.0, abs=1e-9)
+
+
+def test_memory_before_a_session_is_of_any_size_up_to_a_megabyte():
+    drawn = [tuple(map(len, stage._ballast())) for _ in range(3)]
+    assert len(set(drawn)) == 3
+    assert all(2**10 <= size <= 2**20 for sizes in drawn for size in sizes)
 
 
 # --- The estimate ---
@@ -183,10 +193,11 @@ def test_the_ratio_is_that_of_the_floors_whatever_the_noise(fake_sessions):
 
 
 def test_quantiles_are_those_of_the_candidates_calls(fake_sessions):
-    costs = iter(np.tile(np.arange(1, 111), ROUNDS) / 1000)
+    # In each round two sessions warm up five times; then the first of two calls is not timed.
+    of_a_round = [*[9.0] * 10, *(cost for ms in range(11, 111) for cost in (1.0, ms))]
+    costs = iter(np.tile(of_a_round, ROUNDS) / 1000)
     fake_sessions(lambda: next(costs), lambda: 1e-3)
     found = measure_rtf(b"candidate", 4.0, MeasureConfig(seconds=600, max_calls=2000))
-    # The first ten calls of a round, five of each session, warm up: 11 ms to 110 ms are left.
     expected = np.quantile(np.arange(11, 111) / 1000, [0.5, 0.95, 0.99])
     assert found.calls == 2000
     measured = [found.p50_seconds, found.p95_seconds, found.p99_seconds]
@@ -216,9 +227,9 @@ def test_drift_is_how_far_the_halves_of_the_rounds_are_apart():
 
 
 def test_a_reference_that_slows_down_midway_has_drifted_and_the_ratio_has_not(fake_sessions, clock):
-    # Each round is 10 calls of warm-up and 100 of each model, 1 ms each or 1.2.
+    # In each round four sessions warm up five times and have 50 turns of two calls.
     def cost():
-        return 1e-3 if len(clock.calls) < 110 * 2 * ROUNDS / 2 else 1.2e-3
+        return 1e-3 if len(clock.calls) <= 4 * (5 + 50 * 2) * ROUNDS / 2 else 1.2e-3
 
     fake_sessions(cost, cost)
     found = measure_rtf(b"candidate", 4.0, MeasureConfig(seconds=600, max_calls=2000))
@@ -226,11 +237,14 @@ def test_a_reference_that_slows_down_midway_has_drifted_and_the_ratio_has_not(fa
     assert found.rtf_ratio == pytest.approx(1.0)
 
 
-def test_the_interval_is_students_on_logarithms():
+def test_the_interval_is_students_on_logarithms_and_no_narrower_than_what_rounds_share():
     ratios = np.random.default_rng(0).lognormal(0.3, 0.1, ROUNDS)
     mean, low, high = ratio_interval(ratios)
-    expected = stats.t.interval(0.95, ROUNDS - 1, np.log(ratios).mean(), stats.sem(np.log(ratios)))
+    error = np.hypot(stats.sem(np.log(ratios)), stage._SHARED_ERROR)
+    expected = stats.t.interval(0.95, ROUNDS - 1, np.log(ratios).mean(), error)
     assert mean == pytest.approx(stats.gmean(ratios))
+    _, least, most = ratio_interval(np.ones(ROUNDS))
+    assert (least, most) == pytest.approx((1 - 8.4e-4, 1 + 8.4e-4), abs=1e-5)
     np.testing.assert_allclose([low, high], np.exp(expected), rtol=1e-4)
 
 
