@@ -30,8 +30,7 @@ from thesis.architecture import (
     Take,
     TransposedConv,
     Weights,
-    centre_kernels,
-    fold_batch_norm,
+    for_inference,
 )
 from thesis.config import N_INPUTS, DecoderConfig, SynthConfig, gin_name
 from thesis.controls import DB_RANGE, MIDI_RANGE
@@ -82,9 +81,9 @@ def c_header(
         raise ExportError(
             f"{name!r} cannot begin a name in C", hint="use letters, digits and underscores"
         )
-    plan, folded = fold_batch_norm(config.plan(synth.n_outputs), weights)
+    plan, ready = for_inference(config.plan(synth.n_outputs), weights)
     steps = schedule(plan)
-    decoder = _Decoder(steps, centre_kernels(plan, folded))
+    decoder = _Decoder(steps, ready)
     for step in steps.steps:
         decoder.add(step)
     room = _Room.of(impulse_response, hop_size)
