@@ -23,6 +23,8 @@ from thesis.config import (
 )
 from thesis.controls import decoder_inputs, white_noise
 from thesis.errors import ExportError, StreamError
+from thesis.export import synth_stream_onnx
+from thesis.stream import SynthStream
 
 STRICT = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic")
 SMALL = SynthConfig(n_harmonics=5, n_noise_bands=6, reverb_seconds=0.02)
@@ -167,6 +169,22 @@ def test_a_stream_is_the_same_in_any_blocks_and_after_any_start(weights_of):
     whole = stream(*controls)
     for splits in range(5):
         assert np.array_equal(streamed(stream, *controls, splits=splits), whole)
+
+
+@needs_compiler
+def test_the_c_and_the_onnx_stream_play_the_same_samples(weights_of):
+    config = DilatedConvStackConfig(channels=4, stacks=1, causal=False, conditioning="shift")
+    model = Model(weights_of, config, replace(SMALL, reverb_seconds=0.3))
+    args = (model.decoder, model.synth, model.weights, model.response)
+    onnx = synth_stream_onnx(*args, sample_rate=SAMPLE_RATE, hop_size=model.hop_size)
+    streams = CStream(model.header(), seed=4), SynthStream(onnx, seed=4)
+    assert streams[0].latency_samples == streams[1].latency_samples
+    f0_hz, loudness_db = wild_controls(200)
+    in_c, in_onnx = (
+        np.concatenate([stream(f0_hz[block], loudness_db[block]) for block in blocks(200, 1, i)])
+        for i, stream in enumerate(streams)
+    )
+    np.testing.assert_allclose(in_c, in_onnx, atol=1e-4)
 
 
 @needs_compiler
