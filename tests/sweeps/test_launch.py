@@ -8,18 +8,12 @@ import pytest
 import ray
 
 from sweeps import __version__
+from sweeps.attempt import Shared, evaluate_and_record
+from sweeps.cluster import connect
+from sweeps.driver import Driver
 from sweeps.errors import SweepError
 from sweeps.evaluate import Progress
-from sweeps.launch import (
-    LaunchReport,
-    _connect,
-    _Driver,
-    _ray_folder,
-    _scratch,
-    _Shared,
-    evaluate_and_record,
-    launch,
-)
+from sweeps.launch import LaunchReport, launch
 from sweeps.ledger import Ledger, SweepFacts
 from sweeps.progress import (
     SweepBegan,
@@ -30,6 +24,7 @@ from sweeps.progress import (
     Waited,
     Warned,
 )
+from sweeps.scratch import ray_folder, scratch_folder
 from sweeps.search import Search
 from sweeps.trial import Candidate, Reason, Status
 from tests.sweeps.fakes import (
@@ -116,7 +111,7 @@ def shared(dataset, storage):
         dataset_fingerprint=load_facts(dataset).fingerprint,
         objectives=run.sweep.objectives,
     )
-    return _Shared(
+    return Shared(
         ledger=Ledger.create(str(storage), "s", facts),
         run=run,
         dataset=dataset,
@@ -192,23 +187,15 @@ def test_what_every_trial_would_meet_is_raised_and_leaves_no_record(shared):
 # --- The driver's books, without Ray
 
 
-class Slots:
-    def __init__(self, number):
-        self.number = number
-
-    def count(self):
-        return self.number
-
-
 def driver_of(shared, *, missing, slots=2, run=None, on_event=lambda event: None):
     run = run or shared.run
-    return _Driver(
+    return Driver(
         dataclasses.replace(shared, run=run),
         load_facts(shared.dataset),
         Search(run.space, run.sweep),
         finished=0,
         asked=missing,
-        slots=Slots(slots),
+        slots=lambda: slots,
         on_event=on_event,
     )
 
@@ -240,7 +227,7 @@ def test_infeasible_candidates_are_recorded_at_once_and_count(shared):
 
 
 def test_many_records_are_merged_on_the_way(shared, storage, monkeypatch):
-    monkeypatch.setattr("sweeps.launch.COMPACT_EVERY", 2)
+    monkeypatch.setattr("sweeps.driver.COMPACT_EVERY", 2)
     driver = driver_of(shared, missing=5)
     for _ in range(3):
         trial = trial_of("s", driver.next_candidate())
@@ -252,8 +239,8 @@ def test_many_records_are_merged_on_the_way(shared, storage, monkeypatch):
 
 def test_a_worker_killed_for_its_memory_is_out_of_memory(shared):
     driver = driver_of(shared, missing=3)
-    driver.crashed(driver.next_candidate(), ray.exceptions.OutOfMemoryError("memory"))
-    driver.crashed(driver.next_candidate(), ray.exceptions.ActorDiedError())
+    driver.crashed(driver.next_candidate(), Reason.OUT_OF_MEMORY)
+    driver.crashed(driver.next_candidate(), Reason.CRASHED)
     assert [t.reason for t in driver.recorded] == [Reason.OUT_OF_MEMORY, Reason.CRASHED]
 
 
@@ -267,20 +254,23 @@ def test_a_report_says_what_there_is_to_know():
 
 
 def test_a_sweep_is_launched_once_at_a_time_on_a_machine(shared):
-    with _scratch(shared.ledger), pytest.raises(SweepError, match="is being launched already"):
-        _scratch(shared.ledger).__enter__()
-    with _scratch(shared.ledger):
+    with (
+        scratch_folder(shared.ledger),
+        pytest.raises(SweepError, match="is being launched already"),
+    ):
+        scratch_folder(shared.ledger).__enter__()
+    with scratch_folder(shared.ledger):
         pass
 
 
 def test_the_scratch_folder_goes_with_the_launch_unless_it_holds_checkpoints(shared):
-    with _scratch(shared.ledger) as scratch:
-        _ray_folder(scratch).mkdir()
+    with scratch_folder(shared.ledger) as scratch:
+        ray_folder(scratch).mkdir()
         (scratch / "r7").mkdir()  # of a launch that was killed
-    with _scratch(shared.ledger) as scratch:
+    with scratch_folder(shared.ledger) as scratch:
         assert not (scratch / "r7").exists()
     assert not scratch.exists()
-    with _scratch(shared.ledger) as scratch:
+    with scratch_folder(shared.ledger) as scratch:
         (scratch / "work").mkdir()
     assert [f.name for f in scratch.iterdir()] == ["work"]
     shutil.rmtree(scratch)
@@ -288,7 +278,7 @@ def test_the_scratch_folder_goes_with_the_launch_unless_it_holds_checkpoints(sha
 
 def test_the_scratch_folder_leaves_room_for_ray_s_sockets(shared, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("long" * 20)))
-    with _scratch(shared.ledger) as scratch:
+    with scratch_folder(shared.ledger) as scratch:
         session = "session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
         assert len(str(scratch / "r1234567" / session)) <= 107
 
@@ -296,7 +286,7 @@ def test_the_scratch_folder_leaves_room_for_ray_s_sockets(shared, tmp_path, monk
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "no.such.host:6379"])
 def test_a_cluster_that_is_not_there_is_an_error_at_once(address):
     with pytest.raises(SweepError, match=f"no Ray cluster at '{address}'"):
-        _connect(address)
+        connect(address)
 
 
 @pytest.mark.parametrize(
@@ -378,7 +368,7 @@ def test_events_tell_the_story_of_every_trial(cluster, start):
 
 
 def test_workers_are_replaced_before_they_have_grown_too_large(cluster, start, monkeypatch):
-    monkeypatch.setattr("sweeps.launch.MAX_GROWTH_BYTES", 32 * 2**20)
+    monkeypatch.setattr("sweeps.driver.MAX_GROWTH_BYTES", 32 * 2**20)
     report = start(6, evaluate="hungry", max_concurrent=1)
     processes = [trial.measurement.p50_seconds for trial in report.recorded]
     assert processes[0::2] == processes[1::2]

@@ -1,0 +1,116 @@
+"""An attempt at a candidate: evaluated, and on record before anybody is told. Free of Ray."""
+
+import importlib
+import importlib.util
+import platform
+import shutil
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sweeps.config import RunConfig
+from sweeps.evaluate import Measure, Progress, Task, versions
+from sweeps.ledger import Ledger
+from sweeps.trial import Candidate, Provenance, Reason, Status, Trial
+from thesis.errors import UserError
+
+
+def load(spec: str) -> Any:
+    """Returns what 'module:attribute' or 'path/to/file.py:attribute' names."""
+    source, _, attribute = spec.rpartition(":")
+    if not source.endswith(".py"):
+        return getattr(importlib.import_module(source), attribute)
+    module_spec = importlib.util.spec_from_file_location(Path(source).stem, source)
+    if module_spec is None or module_spec.loader is None:
+        raise ImportError(f"cannot load {source}")
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    return getattr(module, attribute)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all trials of a launch have in common; it is sent to every worker once.
+
+    Attributes:
+      ledger: Where records go.
+      run: The resolved configuration.
+      dataset: Absolute path of the dataset.
+      evaluator: See `launch`.
+      measurer: See `launch`.
+      cpus_per_trial: CPUs that a trial asks for.
+      work: Folder of the trials' work folders.
+    """
+
+    ledger: Ledger
+    run: RunConfig
+    dataset: str
+    evaluator: str
+    measurer: str
+    cpus_per_trial: float
+    work: Path
+
+    def workdir(self, candidate: Candidate) -> Path:
+        """Returns where a candidate's checkpoints are kept until it is on record."""
+        return self.work / candidate.id
+
+    def failed(self, candidate: Candidate, reason: Reason, detail: str, started_at: float) -> Trial:
+        """Returns the record of a trial that the evaluator could not make one of."""
+        provenance = Provenance(
+            host=platform.node(),
+            versions=versions(),
+            gin_config=self.run.text_for(candidate),
+            dataset_fingerprint=self.ledger.facts.dataset_fingerprint,
+            started_at=started_at,
+            finished_at=time.time(),
+        )
+        return Trial(
+            self.ledger.name, candidate, reason=reason, detail=detail, provenance=provenance
+        )
+
+
+def evaluate_and_record(
+    shared: Shared, candidate: Candidate, measure: Measure
+) -> Generator[Progress, None, Trial]:
+    """Evaluates a candidate; when this returns its trial, the trial is on record.
+
+    Yields:
+      Where the trial is, as the evaluator tells.
+
+    Raises:
+      UserError: Something that every other trial would meet too: the dataset is missing, the
+        storage is full. Nothing is recorded.
+    """
+    ledger, workdir = shared.ledger, shared.workdir(candidate)
+    if candidate.id in ledger.ids():  # by a worker that died before it could tell
+        return ledger.get(candidate.id)
+    ledger.mark_started(candidate)
+    workdir.mkdir(parents=True, exist_ok=True)
+    task = Task(ledger.name, candidate, shared.run.text_for(candidate), shared.dataset)
+    started_at = time.time()
+    try:
+        trial: Trial = yield from load(shared.evaluator)(task, workdir=workdir, measure=measure)
+    except UserError:
+        raise
+    except Exception as error:
+        trial = shared.failed(candidate, Reason.ERROR, _in_a_line(error), started_at)
+    if trial.status is Status.COMPLETED and (workdir / "artifacts").is_dir():
+        ledger.put_artifacts(trial.id, workdir / "artifacts")
+    if not ledger.append(trial):
+        trial = ledger.get(trial.id)
+    shutil.rmtree(workdir, ignore_errors=True)
+    return trial
+
+
+def _in_a_line(error: BaseException) -> str:
+    """Returns an exception with the place that raised it: 'ValueError: no (train.py, line 7)'."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    place = ""
+    if traceback is not None:
+        file = Path(traceback.tb_frame.f_code.co_filename).name
+        place = f" ({file}, line {traceback.tb_lineno})"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"

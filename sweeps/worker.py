@@ -1,0 +1,139 @@
+"""What runs in a worker: one attempt after another, in a process that imports TensorFlow once.
+
+One of the helpers of `sweeps.launch` that import Ray.
+"""
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import ray
+from ray import tune
+from ray.exceptions import RayActorError
+from ray.tune import PlacementGroupFactory
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from sweeps.attempt import Shared, evaluate_and_record, load
+from sweeps.meter import Meter
+from sweeps.trial import Candidate
+from thesis.config import MeasureConfig
+from thesis.errors import UserError
+from thesis.measure import RtfMeasurement
+
+_NAMESPACE = "ddsp-sweeps"
+"""Where measuring actors are known by name, to all sweeps of a cluster."""
+
+_METER_ATTEMPTS = 5
+"""How often a measurement is tried when the worker that owns the measuring actor goes away."""
+
+
+class Worker(tune.Trainable):
+    """Evaluates candidates one after another, in a process that imports TensorFlow once."""
+
+    shared: ClassVar[Shared]
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> PlacementGroupFactory:
+        """Returns what a trial asks of its node."""
+        # Tune lets a worker go on with another trial only where both ask for the same. So trials
+        # of the next generation ask for the same in other words, and get new workers. (Where
+        # there is one bundle only, either strategy means nothing else.)
+        strategy = ("PACK", "SPREAD")[config["generation"] % 2]
+        return PlacementGroupFactory([{"CPU": cls.shared.cpus_per_trial}], strategy=strategy)
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Begins the first candidate of this process."""
+        # Thread pools are sized when libraries are loaded, which is later, in the evaluator.
+        threads = str(math.ceil(self.shared.cpus_per_trial))
+        os.environ.update(OMP_NUM_THREADS=threads, SWEEPS_THREADS=threads)
+        self._meter = _MeterOfThisNode(self.shared.measurer)
+        self._first_bytes: int | None = None
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Begins another one."""
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Goes on to what is next worth reporting."""
+        try:
+            return {"progress": next(self._stages)}
+        except StopIteration as end:
+            return {"done": True, "trial": end.value, "grown_bytes": self._grown_bytes()}
+        except UserError as error:
+            return {"done": True, "error": error}
+
+    def cleanup(self) -> None:
+        """Ends what runs; its checkpoints stay."""
+        self._stages.close()
+
+    def _grown_bytes(self) -> int:
+        """Returns how much more memory this process takes than after its first trial."""
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        now = pages * os.sysconf("SC_PAGESIZE")
+        if self._first_bytes is None:
+            self._first_bytes = now
+        return now - self._first_bytes
+
+    def _begin(self, config: Mapping[str, Any]) -> None:
+        candidate = Candidate.from_json(config["candidate"])
+        self._stages = evaluate_and_record(self.shared, candidate, self._meter)
+
+
+class _MeterActor:
+    """Measures on its node, one model at a time, with a `Meter` for each measurer."""
+
+    def __init__(self) -> None:
+        self._meters: dict[str, Meter] = {}
+
+    def measure(
+        self, measurer: str, model: bytes, audio_seconds: float, config: MeasureConfig
+    ) -> RtfMeasurement:
+        """Measures a model; see `Meter`."""
+        if measurer not in self._meters:
+            self._meters[measurer] = Meter(load(measurer))
+        return self._meters[measurer](model, audio_seconds, config)
+
+
+class _MeterOfThisNode:
+    """Measures through the one `_MeterActor` of the node, whoever made it.
+
+    The actor is found by name and tied to its node by affinity: that needs no resource which the
+    cluster's owner would have had to declare.
+    """
+
+    def __init__(self, measurer: str) -> None:
+        self._measurer = measurer
+        self._actor: Any = None
+
+    def __call__(self, model: bytes, audio_seconds: float, config: MeasureConfig) -> RtfMeasurement:
+        """Measures on this node; see `Meter`."""
+        for _ in range(_METER_ATTEMPTS - 1):
+            try:
+                return self._measure(model, audio_seconds, config)
+            except RayActorError:
+                # It went with the worker that had made it.
+                self._actor = None
+        return self._measure(model, audio_seconds, config)
+
+    def _measure(self, model: bytes, audio_seconds: float, config: MeasureConfig) -> RtfMeasurement:
+        self._actor = self._actor or self._find()
+        call = self._actor.measure.remote(self._measurer, model, audio_seconds, config)
+        return cast(RtfMeasurement, ray.get(call))
+
+    def _find(self) -> Any:
+        node = ray.get_runtime_context().get_node_id()
+        return (
+            ray.remote(_MeterActor)
+            .options(
+                name=f"meter-{node}",
+                namespace=_NAMESPACE,
+                get_if_exists=True,
+                num_cpus=0,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+            )
+            .remote()
+        )
