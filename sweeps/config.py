@@ -42,12 +42,14 @@ class SweepConfig:
       sampler: 'tpe' (multi-objective TPE, Ozaki et al. 2022), 'nsga2' or 'random'.
       seed: Seeds the sampler.
       limits: What makes a candidate infeasible.
+      rungs: Shares of a trial's training after which it is validated as at its end, rising.
     """
 
     objectives: tuple[str, ...]
     sampler: Literal["tpe", "nsga2", "random"]
     seed: int
     limits: Limits
+    rungs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ def _sweep(
     max_receptive_field_seconds: float | None = None,
     max_parameters: int | None = None,
     max_rtf_ratio: float | None = None,
+    rungs: Sequence[float] = (),
 ) -> SweepConfig:
     for name, value, kinds, kind in (
         ("objectives", objectives, tuple | list, "a tuple of metrics"),
@@ -91,6 +94,7 @@ def _sweep(
         ("max_receptive_field_seconds", max_receptive_field_seconds, _LIMIT, "a number or None"),
         ("max_parameters", max_parameters, _LIMIT, "a number or None"),
         ("max_rtf_ratio", max_rtf_ratio, _LIMIT, "a number or None"),
+        ("rungs", rungs, tuple | list, "a tuple of shares of the training"),
     ):
         if not isinstance(value, kinds) or isinstance(value, bool):
             raise ConfigError(
@@ -107,8 +111,14 @@ def _sweep(
         raise ConfigError("a sweep trades two objectives or more", hint="see sweep.objectives")
     for name in objectives:
         metric(name)  # raises MetricError for a name that no record has
+    shares = [rung for rung in rungs if isinstance(rung, float) and 0.0 < rung < 1.0]
+    if len(shares) < len(rungs) or shares != sorted(set(shares)):
+        raise ConfigError(
+            f"sweep.rungs = {rungs!r} are no rising shares of the training",
+            hint="for example (0.1, 0.2, 0.4); the end is validated anyway",
+        )
     limits = Limits(max_receptive_field_seconds, max_parameters, max_rtf_ratio)
-    return SweepConfig(tuple(objectives), samplers[sampler], seed, limits)
+    return SweepConfig(tuple(objectives), samplers[sampler], seed, limits, tuple(shares))
 
 
 def _search_space(**groups: Mapping[str, object]) -> Mapping[str, object]:

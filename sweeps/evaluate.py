@@ -3,10 +3,11 @@
 TensorFlow is imported when a trial starts, not with this module: the driver needs the types only.
 """
 
+import json
 import math
 import platform
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sweeps import __version__
-from sweeps.config import parse_candidate, parse_run
+from sweeps.config import Limits, SweepConfig, parse_candidate, parse_run
 from sweeps.feasibility import broken_limit, closed_form_metrics
 from sweeps.trial import PROJECT, Candidate, Measurement, Provenance, Reason, Trial
 from thesis.config import MeasureConfig, ModelConfig
@@ -32,6 +33,8 @@ Measure = Callable[[bytes, float, MeasureConfig], "RtfMeasurement"]
 
 ARTIFACTS = "artifacts"
 """Folder in a trial's working folder: what is kept of it."""
+CURVE_FILE = "curve.json"
+"""File in a trial's working folder: its learning curve so far."""
 SUMMARIES = "summaries"
 """Folder in `ARTIFACTS` for TensorBoard, where `train.summaries` asks for it."""
 
@@ -62,12 +65,15 @@ class Progress:
       step: Training steps done.
       steps: Training steps asked for.
       train_loss: Mean loss of the last steps; None before the first.
+      reached: At a rung, the trial as it is on record if it ends here: status pruned, the metrics
+        and the learning curve so far. None elsewhere.
     """
 
     stage: str
     step: int
     steps: int
     train_loss: float | None = None
+    reached: Trial | None = None
 
 
 def evaluate(task: Task, *, workdir: Path, measure: Measure) -> Trial:
@@ -105,7 +111,7 @@ def stages(task: Task, *, workdir: Path, measure: Measure) -> Generator[Progress
     dataset = load_dataset(Path(task.dataset))
     record = _Record(task, config, dataset)
     try:
-        yield from _stages(record, run.sweep.limits, workdir, measure)
+        yield from _stages(record, run.sweep, workdir, measure)
     except ExportError as error:  # the candidate's own: others may export well
         return record.trial(*_cause(error))
     except UserError:
@@ -138,6 +144,7 @@ class _Record:
     train_seconds: float = 0.0
     measure_seconds: float = 0.0
     train_steps: int = 0
+    curve: dict[int, float] = field(default_factory=dict)
 
     def trial(self, reason: Reason | None = None, detail: str = "") -> Trial:
         return Trial(
@@ -158,22 +165,23 @@ class _Record:
                 train_seconds=self.train_seconds,
                 measure_seconds=self.measure_seconds,
             ),
+            curve=dict(self.curve),
         )
 
     def clips(self, split: Split) -> Clips:
         """Returns the clips of a split with the frames that the candidate's decoder runs on."""
         return self.dataset.clips(split).subsampled(self.config.synth.hop_multiple)
 
-    def require_within(self, limits: Any) -> None:
+    def require_within(self, limits: Limits) -> None:
         broken = broken_limit(Measurement(**self.metrics), limits)
         if broken:
             raise _Rejected(*broken)
 
 
 def _stages(
-    record: _Record, limits: Any, workdir: Path, measure: Measure
+    record: _Record, sweep: SweepConfig, workdir: Path, measure: Measure
 ) -> Generator[Progress, None, None]:
-    config, facts = record.config, record.dataset.facts
+    config, facts, limits = record.config, record.dataset.facts, sweep.limits
     steps = config.train.steps
     rates = {"sample_rate": facts.sample_rate, "hop_size": facts.hop_size}
     record.metrics |= closed_form_metrics(config, **rates)
@@ -182,7 +190,7 @@ def _stages(
     yield Progress("build", 0, steps)
     from thesis.build import build
     from thesis.quantise import shipped_onnx
-    from thesis.train import train
+    from thesis.train import REPORT_EVERY, train
 
     model = build(config, **rates)
     yield Progress("measure", 0, steps)
@@ -196,11 +204,19 @@ def _stages(
     running = train(
         model, clips, config.train, checkpoints=workdir / "checkpoints", summaries=files
     )
+    rungs = rung_steps(sweep.rungs, steps, every=REPORT_EVERY)
+    curve = _read_curve(workdir / CURVE_FILE)
     for report in running:
         record.metrics["train_loss"] = report.loss
         record.train_steps = report.step
         record.train_seconds = time.monotonic() - started
-        yield Progress("train", report.step, steps, report.loss)
+        if report.step in rungs and report.step not in curve:
+            curve[report.step] = _rung_loss(record, model)
+            _write_curve(workdir / CURVE_FILE, curve)
+        # A checkpoint may be older than the curve.
+        record.curve = {at: loss for at, loss in curve.items() if at <= report.step}
+        reached = record.trial(Reason.PRUNED) if report.step in rungs else None
+        yield Progress("train", report.step, steps, report.loss, reached)
 
     yield Progress("export", steps, steps, record.metrics.get("train_loss"))
     trained = _trained(model, config)
@@ -208,6 +224,44 @@ def _stages(
     decoder = shipped_onnx(trained, config.export, clips)
     _validate(record, model, decoder)
     _save_artifacts(workdir / ARTIFACTS, model, decoder, record.task.gin_text)
+
+
+def rung_steps(shares: Iterable[float], steps: int, *, every: int) -> list[int]:
+    """Returns the steps after which a trial of so many steps is validated, rising.
+
+    They are multiples of `every`, where training reports. The end is none of them.
+    """
+    rungs = {every * math.ceil(share * steps / every) for share in shares}
+    return sorted(rung for rung in rungs if rung < steps)
+
+
+def _read_curve(file: Path) -> dict[int, float]:
+    """Returns the learning curve that another worker has left, as far as it came."""
+    if not file.exists():
+        return {}
+    return {int(step): loss for step, loss in json.loads(file.read_text()).items()}
+
+
+def _write_curve(file: Path, curve: Mapping[int, float]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    whole = file.with_suffix(".new")
+    whole.write_text(json.dumps(curve))
+    whole.replace(file)
+
+
+def _rung_loss(record: _Record, model: "Model") -> float:
+    """Returns the validation loss of the decoder as it is, which is not exported for it."""
+    from thesis.train import validate
+
+    clips = record.clips("validation")
+    found = validate(model, clips, lambda inputs: model.decoder(inputs).numpy())
+    return _finite(found.loss)
+
+
+def _finite(loss: float) -> float:
+    if not math.isfinite(loss):
+        raise _Rejected(Reason.DIVERGED, f"the validation loss is {loss}")
+    return loss
 
 
 def _trained(model: "Model", config: ModelConfig) -> "TrainedDecoder":
@@ -255,9 +309,7 @@ def _validate(record: _Record, model: "Model", decoder: bytes) -> None:
 
     record.metrics["model_bytes"] = len(decoder)
     found = validate(model, record.clips("validation"), Session(decoder).decode)
-    if not math.isfinite(found.loss):
-        raise _Rejected(Reason.DIVERGED, f"the validation loss is {found.loss}")
-    record.metrics["val_loss"] = found.loss
+    record.metrics["val_loss"] = _finite(found.loss)
     # Compared on the dataset's own frames, whichever the candidate's are.
     clips = record.dataset.clips("validation")
     record.metrics |= asdict(compare(clips, found.renderings, record.dataset.facts))

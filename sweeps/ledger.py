@@ -77,12 +77,13 @@ SCHEMA = pa.schema(
         ("detail", pa.string()),
         *map(_arrow_field, dataclasses.fields(Measurement)),
         *map(_arrow_field, dataclasses.fields(Provenance)),
+        ("curve", pa.string()),
     ]
 )
 """The columns of a record. Null: a metric that was not reached; the reason of a completed trial.
 
-`candidate`, `versions` and `measure_conditions` are JSON objects, `reason` is the name of a
-`Reason`. A column is added by adding a field to `sweeps.trial`: files without it read as null, or
+`candidate`, `versions`, `measure_conditions` and `curve` are JSON objects, `reason` is the name of
+a `Reason`. A column is added by adding a field to `sweeps.trial`: files without it read as null, or
 as the field's default.
 """
 
@@ -99,6 +100,7 @@ def _row(trial: Trial) -> dict[str, Any]:
         **{name: trial.metric(name) for name in METRICS},
         **provenance,
         **{name: json.dumps(dict(provenance[name]), sort_keys=True) for name in _MAPPINGS},
+        "curve": json.dumps(dict(sorted(trial.curve.items()))),
     }
     return {name: _storable(value) for name, value in row.items()}
 
@@ -121,6 +123,7 @@ def _trial(row: Mapping[str, Any]) -> Trial:
         detail=row["detail"] or "",
         provenance=Provenance(**provenance),
         schema_version=row["schema_version"],
+        curve={int(step): loss for step, loss in json.loads(row["curve"] or "{}").items()},
     )
 
 

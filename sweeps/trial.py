@@ -172,6 +172,9 @@ class Trial:
       detail: The reason in particular: the step and the last finite loss, the limit and the
         value that broke it, the exception.
       provenance: Host, versions, configuration, times.
+      curve: The learning curve: validation loss by training step, at the rungs that were reached.
+        That of the trained decoder, before its export; `val_loss` is that of the exported one, and
+        only a completed trial has it.
     """
 
     sweep: str
@@ -180,6 +183,7 @@ class Trial:
     reason: Reason | None = None
     detail: str = ""
     provenance: Provenance = field(default_factory=Provenance)
+    curve: Mapping[int, float] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -211,6 +215,7 @@ class Trial:
             **{f"axis_{name}": value for name, value in self.candidate.values},
             **dataclasses.asdict(self.measurement),
             **dataclasses.asdict(self.provenance),
+            "curve": {str(step): loss for step, loss in self.curve.items()},
             "schema_version": self.schema_version,
         }
         return {

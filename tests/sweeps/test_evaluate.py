@@ -12,7 +12,7 @@ import pytest
 
 from sweeps import __version__
 from sweeps.config import find_run, load_run, parse_candidate, parse_run
-from sweeps.evaluate import ARTIFACTS, SUMMARIES, evaluate, stages
+from sweeps.evaluate import ARTIFACTS, SUMMARIES, evaluate, rung_steps, stages
 from sweeps.trial import Measurement, Provenance, Reason, Status
 from thesis import reference
 from thesis.bundle import ARTIFACT_FILES, read_audio
@@ -295,6 +295,75 @@ def test_two_candidates_in_one_process_equal_two_in_fresh_ones(
         # a pitch has no error of pitch.
         expected = value if value is None else pytest.approx(value, rel=1e-5, abs=1e-6)
         assert fresh[name] == expected, name
+
+
+# --- Rungs ---
+
+
+@pytest.fixture
+def rungs_run(small_run):
+    """Four steps, validated after the first and the third as well."""
+    return parse_run(small_run.text + "\nsweep.rungs = (0.25, 0.75)\n")
+
+
+def test_a_rung_gives_the_validation_loss_of_the_decoder_as_it_is_then(
+    rungs_run, task_of, measure, every_step, tmp_path
+):
+    stopped_at_three = parse_run(rungs_run.text + "\ntrain.steps = 3\n")
+    expected = evaluate(task_of(run=stopped_at_three), workdir=tmp_path / "3", measure=measure)
+    trial = evaluate(task_of(run=rungs_run), workdir=tmp_path / "4", measure=measure)
+    assert trial.status is Status.COMPLETED
+    assert list(trial.curve) == [1, 3]
+    assert trial.curve[3] == pytest.approx(expected.measurement.val_loss, rel=1e-4)
+    assert len({*trial.curve.values(), trial.measurement.val_loss}) == 3
+
+
+def test_what_a_trial_has_reached_at_a_rung_is_a_pruned_trial(
+    rungs_run, task_of, measure, every_step, tmp_path
+):
+    progress = list(stages(task_of(run=rungs_run), workdir=tmp_path, measure=measure))
+    reached = {p.step: p.reached for p in progress if p.reached}
+    assert list(reached) == [1, 3]
+    for step, trial in reached.items():
+        assert trial.status is Status.PRUNED
+        assert max(trial.curve) == trial.provenance.train_steps == step
+        assert trial.measurement.rtf_ratio == MEASURED.rtf_ratio
+        assert trial.measurement.train_loss > 0
+        assert trial.measurement.val_loss is None
+        assert trial.measurement.export_max_error is None
+    assert list(reached[1].curve) == [1]
+
+
+def test_an_interrupted_evaluation_keeps_its_curve(
+    rungs_run, task_of, measure, every_step, tmp_path, monkeypatch
+):
+    whole = evaluate(task_of(run=rungs_run), workdir=tmp_path / "whole", measure=measure)
+    running = stages(task_of(run=rungs_run), workdir=tmp_path / "cut", measure=measure)
+    while next(running).step < 2:  # the checkpoint is that of step 2
+        pass
+    running.close()
+    trial = evaluate(task_of(run=rungs_run), workdir=tmp_path / "cut", measure=measure)
+    assert trial.curve == pytest.approx(whole.curve, rel=1e-5)
+
+
+def test_without_rungs_nothing_is_validated_before_the_end(completed):
+    trial, _ = completed
+    assert trial.curve == {}
+
+
+@pytest.mark.parametrize(
+    ("shares", "steps", "expected"),
+    [
+        ((0.1, 0.2, 0.5), 300, [30, 60, 150]),
+        ((1 / 3,), 300, [100]),
+        ((0.11, 0.12), 300, [40]),  # one report serves both
+        ((0.5, 0.999), 300, [150]),  # the end is validated anyway
+        ((0.5,), 4, []),
+        ((), 300, []),
+    ],
+)
+def test_rungs_are_where_training_reports(shares, steps, expected):
+    assert rung_steps(shares, steps, every=10) == expected
 
 
 # --- It does not ---

@@ -479,6 +479,7 @@ any_trials = st.builds(
     reason=st.none() | st.sampled_from(Reason),
     detail=st.text(),
     provenance=provenances,
+    curve=st.dictionaries(st.integers(1, 2**40), st.floats(allow_nan=False)),
 )
 
 
@@ -536,7 +537,7 @@ def test_older_record_without_a_column_reads_as_its_default(tmp_path, compacted)
     for number in (1, 2):
         ledger.append(trial(number, **measured))
     mappings = ["versions", "measure_conditions"]
-    dropped = ["rtf_ratio", "f0_missed_share", *mappings, "seed", "detail"]
+    dropped = ["rtf_ratio", "f0_missed_share", *mappings, "seed", "detail", "curve"]
     rewrite(path_of(ledger, trial(1)), lambda t: t.drop_columns(dropped))
     if compacted:
         ledger.compact()

@@ -83,13 +83,13 @@ def test_every_shipped_run_varies_the_published_model(name):
 
 
 def assert_every_value_arrives(run):
-    widest = {axis.name: axis.domain.values[-1] for axis in run.space.axes}
+    widest = {axis.name: axis.domain.ends[-1] for axis in run.space.axes}
     # The last values of a space are those that leave no other axis without effect.
     assert {name for name, _ in run.space.candidate(widest).values} == set(widest)
     for axis in run.space.axes:
-        assert isinstance(axis.domain, Choice)
+        domain = axis.domain
         stage, _, parameter = axis.binding.rpartition(".")
-        for value in axis.domain.values:
+        for value in domain.values if isinstance(domain, Choice) else domain.ends:
             candidate = run.space.candidate(widest | {axis.name: value})
             assert candidate[axis.name] == value
             config = parse_candidate(run.text_for(candidate), candidate)
@@ -189,6 +189,10 @@ def test_limits_come_from_the_run():
         ("CHANNELS=(8, 0)", "axis 'channels' holds 0", "between 1 and 1024"),
         ("search_space.axes={}", "no axes", "gin/spaces"),
         ("search_space.axes=(1, 2)", "search_space.axes = (1, 2) has the wrong", "dictionary"),
+        ("sweep.rungs=0.5", "sweep.rungs = 0.5 has the wrong type", "tuple of shares"),
+        ("sweep.rungs=(0.2, 0.1)", "no rising shares", "(0.1, 0.2, 0.4)"),
+        ("sweep.rungs=(0.2, 1.0)", "no rising shares", "the end is validated anyway"),
+        ("sweep.rungs=(1, 2)", "no rising shares", "(0.1, 0.2, 0.4)"),
         ("sweep.seed=1.5", "sweep.seed = 1.5 has the wrong type", "whole number"),
         ("sweep.sampler=3", "sweep.sampler = 3 has the wrong type", "word"),
         ("MAX_RTF_RATIO=fast", "sweep.max_rtf_ratio = 'fast' has the wrong type", "number"),
