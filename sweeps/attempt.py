@@ -6,14 +6,14 @@ import platform
 import shutil
 import time
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sweeps.config import RunConfig
 from sweeps.evaluate import Measure, Progress, Task, versions
 from sweeps.ledger import Ledger
-from sweeps.trial import Candidate, Provenance, Reason, Status, Trial
+from sweeps.trial import Attempt, Candidate, Provenance, Reason, Status, Trial
 from thesis.errors import UserError
 
 
@@ -72,7 +72,7 @@ class Shared:
 
 
 def evaluate_and_record(
-    shared: Shared, candidate: Candidate, measure: Measure
+    shared: Shared, attempt: Attempt, measure: Measure
 ) -> Generator[Progress, None, Trial]:
     """Evaluates a candidate; when this returns its trial, the trial is on record.
 
@@ -83,13 +83,14 @@ def evaluate_and_record(
       UserError: Something that every other trial would meet too: the dataset is missing, the
         storage is full. Nothing is recorded.
     """
-    ledger, workdir = shared.ledger, shared.workdir(candidate)
+    ledger, candidate = shared.ledger, attempt.candidate
+    workdir = shared.workdir(candidate)
     if candidate.id in ledger.ids():  # by a worker that died before it could tell
         return ledger.get(candidate.id)
-    ledger.mark_started(candidate)
+    started_at = time.time()
+    ledger.mark_started(replace(attempt, host=platform.node(), began_at=started_at))
     workdir.mkdir(parents=True, exist_ok=True)
     task = Task(ledger.name, candidate, shared.run.text_for(candidate), shared.dataset)
-    started_at = time.time()
     try:
         trial: Trial = yield from load(shared.evaluator)(task, workdir=workdir, measure=measure)
     except UserError:

@@ -5,11 +5,13 @@ Knows nothing of Ray: `sweeps.launch` passes on to a `Driver` what Ray Tune sees
 
 import contextlib
 import shutil
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from sweeps.attempt import Shared
-from sweeps.errors import LedgerError
+from sweeps.errors import LedgerError, SweepError
 from sweeps.evaluate import Progress
 from sweeps.progress import (
     Listener,
@@ -21,12 +23,16 @@ from sweeps.progress import (
     Waited,
 )
 from sweeps.search import Search, screen
-from sweeps.trial import Candidate, Reason, Trial
+from sweeps.trial import Attempt, Candidate, Reason, Trial
 from thesis.data import DatasetFacts
 from thesis.errors import UserError
 
-RETRIES = 2
-"""How often a candidate whose worker died is given to another one."""
+MAX_DEATHS = 3
+"""Workers that may die of a candidate before it is recorded as failed."""
+
+MAX_LOSSES = 20
+"""Workers of a candidate that may be lost with their nodes: a machine may well be taken away ten
+times from a long trial, and a trial may take a machine down every time."""
 
 COMPACT_EVERY = 100
 """Trials of a sweep between two mergers of its ledger's small files."""
@@ -43,7 +49,8 @@ class Driver:
       recorded: Trials recorded in this launch.
       exhausted: Nothing is left to try.
       failure: What ends the launch: an error that every trial would meet.
-      interrupted: The user ends the launch.
+      draining: The user ends the launch when what runs is finished.
+      interrupted: The user ends the launch at once.
       generation: Which generation of workers the next trial belongs to.
     """
 
@@ -53,15 +60,18 @@ class Driver:
         data: DatasetFacts,
         search: Search,
         *,
+        started: Iterable[Attempt],
         finished: int,
         asked: int,
         slots: Callable[[], int],
+        lost: Callable[[], SweepError | None],
         on_event: Listener,
     ) -> None:
         self.shared = shared
         self.recorded: list[Trial] = []
         self.exhausted = False
         self.failure: UserError | None = None
+        self.draining = False
         self.interrupted = False
         self.generation = 0
         self._data = data
@@ -69,7 +79,10 @@ class Driver:
         self._finished = finished
         self._asked = asked
         self._slots = slots
+        self._lost = lost
         self._running: set[Candidate] = set()
+        self._attempts = {attempt.candidate.id: attempt for attempt in started}
+        self._again: deque[Attempt] = deque()
         self._on_event = on_event
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -82,24 +95,35 @@ class Driver:
         return self.interrupted or self.failure is not None
 
     @property
+    def done(self) -> bool:
+        """Whether so many trials are on record as were asked for."""
+        return self._finished + len(self.recorded) >= self._asked
+
+    @property
     def complete(self) -> bool:
         """Whether no other candidate is to be started."""
         enough = self._finished + len(self.recorded) + len(self._running) >= self._asked
-        return enough or self.exhausted or self.stopped
+        return enough or self.draining or (self.exhausted and not self._again) or self.stopped
 
-    def next_candidate(self) -> Candidate | None:
+    def next_attempt(self) -> Attempt | None:
         """Returns what to evaluate next; None while there is no free slot, or when `complete`."""
         while not self.complete and len(self._running) < self._slots():
+            if self._again:
+                return self._begin(self._again.popleft())
             candidate = self._search.propose()
             if candidate is None:
                 self.exhausted = True
                 return None
             infeasible = screen(self.shared.ledger.name, self.shared.run, candidate, self._data)
             if infeasible is None:
-                self._running.add(candidate)
-                return candidate
+                return self._begin(self._attempts.get(candidate.id, Attempt(candidate)))
             self._record(infeasible)
         return None
+
+    def _begin(self, attempt: Attempt) -> Attempt:
+        self._running.add(attempt.candidate)
+        self._attempts[attempt.candidate.id] = attempt
+        return attempt
 
     def began(self, candidate: Candidate) -> None:
         """A worker takes up a candidate."""
@@ -109,13 +133,36 @@ class Driver:
         """A trial has come further."""
         self._on_event(TrialAdvanced(candidate, progress))
 
-    def retried(self, candidate: Candidate) -> None:
-        """A worker died, and another one will take over."""
+    def lost(self, candidate: Candidate, cause: str, reason: Reason | None) -> None:
+        """A worker died. Another one takes over at the last checkpoint, up to a limit.
+
+        Args:
+          candidate: What the worker was at.
+          cause: What became of it, in a line.
+          reason: What is to blame if it happens again and again; None if its node went away.
+        """
+        attempt = self._attempts[candidate.id]
+        deaths = attempt.deaths + (reason is not None)
+        losses = attempt.losses + (reason is None)
+        attempt = replace(attempt, deaths=deaths, losses=losses, cause=cause)
+        if deaths >= MAX_DEATHS or losses >= MAX_LOSSES:
+            detail = f"{deaths} workers died of it, {losses} were lost with their node; {cause}"
+            reason = reason or Reason.CRASHED
+            self._record(self.shared.failed(candidate, reason, detail, attempt.began_at))
+            shutil.rmtree(self.shared.workdir(candidate), ignore_errors=True)
+            return
+        self._running.discard(candidate)
+        self._again.append(attempt)
+        # The next worker tells the ledger that it is at it, and for how many times before. Until
+        # then it is for a launch after this one only.
+        with contextlib.suppress(LedgerError):
+            self.shared.ledger.mark_started(attempt)
         self._on_event(TrialRetried(candidate))
 
     def ended(self, trial: Trial) -> None:
         """A worker has recorded a trial."""
         self._running.discard(trial.candidate)
+        self._attempts.pop(trial.id, None)
         self.recorded.append(trial)
         if (self._finished + len(self.recorded)) % COMPACT_EVERY == 0:
             with contextlib.suppress(LedgerError):  # it was for speed only; no record is lost
@@ -132,19 +179,20 @@ class Driver:
         """A worker met something that every trial would meet."""
         self.failure = self.failure or error
 
+    def drain(self) -> None:
+        """The user wants no other candidate started. May be called from a signal handler."""
+        self.draining = True
+
     def interrupt(self) -> None:
         """The user ends the launch. May be called from a signal handler."""
         self.interrupted = True
 
-    def crashed(self, candidate: Candidate, reason: Reason) -> None:
-        """Workers died of a candidate until it was given up."""
-        detail = f"{RETRIES + 1} workers died of it"
-        self._record(self.shared.failed(candidate, reason, detail, started_at=0.0))
-        shutil.rmtree(self.shared.workdir(candidate), ignore_errors=True)
-
     def waited(self) -> None:
         """Some time has passed."""
-        self._on_event(Stopping() if self.interrupted else Waited())
+        if error := self._lost():
+            self.failed(error)
+        ending = self.draining or self.interrupted
+        self._on_event(Stopping(drains=not self.interrupted) if ending else Waited())
 
     def _record(self, trial: Trial) -> None:
         try:

@@ -26,12 +26,13 @@ from sweeps import __version__
 from sweeps.attempt import Shared
 from sweeps.cluster import Slots, check_fits, cluster
 from sweeps.config import RunConfig
-from sweeps.driver import RETRIES, Driver
+from sweeps.driver import Driver
+from sweeps.lease import leased
 from sweeps.ledger import Ledger, SweepFacts
 from sweeps.progress import Listener, SweepBegan, Warned, silent
 from sweeps.scratch import ray_folder, scratch_folder, work_folder
 from sweeps.search import Search
-from sweeps.trial import PROJECT, Candidate, Reason, Status, Trial
+from sweeps.trial import PROJECT, Attempt, Candidate, Reason, Status, Trial
 from sweeps.worker import Worker
 from thesis.data import load_facts
 
@@ -127,8 +128,11 @@ def launch(
         return LaunchReport(name, ledger.uri, trials, len(finished))
     if others := _of_other_releases(finished):
         on_event(Warned(others))
-    with scratch_folder(ledger) as scratch:
-        finished = ledger.trials()
+    with (
+        leased(ledger.location, name, waiting=lambda line: on_event(Warned(line))) as lost,
+        scratch_folder(ledger) as scratch,
+    ):
+        finished, started = ledger.trials(), ledger.started()
         shared = Shared(
             ledger=ledger,
             run=run,
@@ -141,10 +145,17 @@ def launch(
         driver = Driver(
             shared,
             data,
-            Search(run.space, run.sweep, finished=finished, started=ledger.started()),
+            Search(
+                run.space,
+                run.sweep,
+                finished=finished,
+                started=[attempt.candidate for attempt in started],
+            ),
+            started=started,
             finished=len(finished),
             asked=trials,
             slots=Slots(cpus_per_trial, max_concurrent).count,
+            lost=lost,
             on_event=on_event,
         )
         interrupted = _run(driver, address, cpus_per_trial, scratch)
@@ -155,7 +166,7 @@ def launch(
         len(finished) + len(driver.recorded),
         tuple(driver.recorded),
         exhausted=driver.exhausted,
-        interrupted=interrupted,
+        interrupted=interrupted and not driver.done,
     )
 
 
@@ -181,9 +192,9 @@ class _Proposals(Searcher):
         self._driver = driver
 
     def suggest(self, trial_id: str) -> Any:
-        candidate = self._driver.next_candidate()
-        if candidate is not None:
-            return {"candidate": candidate.to_json(), "generation": self._driver.generation}
+        attempt = self._driver.next_attempt()
+        if attempt is not None:
+            return {"attempt": attempt.to_json(), "generation": self._driver.generation}
         return Searcher.FINISHED if self._driver.complete else None
 
     def on_trial_complete(
@@ -222,18 +233,10 @@ class _Watcher(tune.Callback):
         else:
             self._driver.failed(result["error"])
 
-    def on_trial_recover(
-        self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any
-    ) -> None:
-        self._driver.retried(_candidate(trial))
-
     def on_trial_error(
         self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any
     ) -> None:
-        error = trial.get_pickled_error()
-        memory = isinstance(error, OutOfMemoryError) or "OOM" in str(error)
-        reason = Reason.OUT_OF_MEMORY if memory else Reason.CRASHED
-        self._driver.crashed(_candidate(trial), reason)
+        self._driver.lost(_candidate(trial), *_loss(trial.get_pickled_error()))
 
     def on_step_end(self, iteration: int, trials: list[RayTrial], **info: Any) -> None:
         self._driver.waited()
@@ -253,7 +256,16 @@ class _Stopper(tune.Stopper):
 
 
 def _candidate(trial: RayTrial) -> Candidate:
-    return Candidate.from_json(trial.config["candidate"])
+    return Attempt.from_json(trial.config["attempt"]).candidate
+
+
+def _loss(error: Exception | None) -> tuple[str, Reason | None]:
+    """Returns how a worker died, in a line, and what is to blame; None where its node died."""
+    said = str(error)
+    cause = said.strip().rpartition("\n")[2].partition(" Some common causes")[0].strip()
+    if isinstance(error, OutOfMemoryError) or "OOM" in cause:
+        return cause, Reason.OUT_OF_MEMORY
+    return cause, None if "its node has died" in said else Reason.CRASHED
 
 
 def _run(driver: Driver, address: str | None, cpus_per_trial: float, scratch: Path) -> bool:
@@ -263,22 +275,26 @@ def _run(driver: Driver, address: str | None, cpus_per_trial: float, scratch: Pa
       SweepError: There is no such cluster, or a trial fits on none of its nodes.
       UserError: What every trial would meet.
     """
+    sigint, sigterm = signal.SIGINT, signal.SIGTERM
     try:
-        with _first(signal.SIGINT, driver.interrupt), cluster(address, ray_folder(scratch)):
+        with (
+            _responding(sigint, driver.drain, driver.interrupt),
+            cluster(address, ray_folder(scratch)),
+        ):
             check_fits(cpus_per_trial)
             # Cluster managers end a job with SIGTERM. Ray has set a handler of its own by now.
-            with _first(signal.SIGTERM, driver.interrupt):
+            with _responding(sigterm, driver.interrupt):
                 _tune(driver, scratch)
     except KeyboardInterrupt:
         driver.interrupt()
     if driver.failure is not None:
         raise driver.failure
-    return driver.interrupted
+    return driver.draining or driver.interrupted
 
 
 @contextmanager
-def _first(number: signal.Signals, stop: Callable[[], None]) -> Iterator[None]:
-    """Calls `stop` at the first signal of a kind; the second one does what it did before.
+def _responding(number: signal.Signals, *responses: Callable[[], None]) -> Iterator[None]:
+    """Answers each signal of a kind with the next response; what comes then does as it did before.
 
     Does nothing in another thread than the main one, where signals cannot be handled, and where
     the shell has the signal ignored, as it does with interrupts for jobs in the background.
@@ -288,10 +304,12 @@ def _first(number: signal.Signals, stop: Callable[[], None]) -> Iterator[None]:
     if not in_main_thread or before is signal.SIG_IGN:
         yield
         return
+    left = list(responses)
 
     def handle(_: int, frame: object) -> None:
-        signal.signal(number, before)
-        stop()
+        left.pop(0)()
+        if not left:
+            signal.signal(number, before)
 
     signal.signal(number, handle)
     try:
@@ -308,7 +326,7 @@ def _tune(driver: Driver, scratch: Path) -> None:
         search_alg=_Proposals(driver),
         num_samples=-1,
         reuse_actors=True,
-        max_failures=RETRIES,
+        max_failures=0,  # a candidate whose worker died is given to another one by the driver
         raise_on_failed_trial=False,
         stop=_Stopper(driver),
         callbacks=[_Watcher(driver)],

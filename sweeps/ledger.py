@@ -49,7 +49,16 @@ from sweeps.pareto import (
     front_rows,
 )
 from sweeps.storage import Location
-from sweeps.trial import METRICS, SCHEMA_VERSION, Candidate, Measurement, Provenance, Reason, Trial
+from sweeps.trial import (
+    METRICS,
+    SCHEMA_VERSION,
+    Attempt,
+    Candidate,
+    Measurement,
+    Provenance,
+    Reason,
+    Trial,
+)
 
 T = TypeVar("T")
 
@@ -456,28 +465,29 @@ class Ledger:
                 merged += self._merge(names, level + 1)
         return merged
 
-    def mark_started(self, candidate: Candidate) -> None:
+    def mark_started(self, attempt: Attempt) -> None:
         """Notes that somebody works on a candidate, until `append` records its trial.
 
         Raises:
           LedgerError: The mark cannot be written.
         """
-        self.location.put(self._mark(candidate.id), candidate.to_json().encode(), replace=True)
+        mark = self._mark(attempt.candidate.id)
+        self.location.put(mark, attempt.to_json().encode(), replace=True)
 
-    def started(self) -> list[Candidate]:
-        """Returns the candidates that were started and not finished, by id.
+    def started(self) -> list[Attempt]:
+        """Returns the attempts at candidates that are not finished, by id.
 
         Somebody works on them, or did when a machine was lost: only the driver can tell.
         """
         marks = self.location.names(_started(self.name), ".json")
         finished = self.ids()
-        candidates = []
+        attempts = []
         for mark in marks:
             # A mark that is gone by now belongs to a trial that has just finished.
             if PurePosixPath(mark).stem not in finished:
                 with contextlib.suppress(FileNotFoundError), self.location.open(mark) as file:
-                    candidates.append(Candidate.from_json(file.readall().decode()))
-        return candidates
+                    attempts.append(Attempt.from_json(file.readall().decode()))
+        return attempts
 
     def put_artifacts(self, trial_id: str, folder: Path) -> None:
         """Stores a folder of files for a trial, in place of what was stored for it before.

@@ -83,7 +83,13 @@ class Waited:
 
 @dataclass(frozen=True)
 class Stopping:
-    """As `Waited`, after the user has interrupted the launch and before it has ended."""
+    """As `Waited`, after the user has interrupted the launch and before it has ended.
+
+    Attributes:
+      drains: What runs is finished first.
+    """
+
+    drains: bool = False
 
 
 Event = (
@@ -95,6 +101,10 @@ Listener = Callable[[Event], None]
 
 def silent(event: Event) -> None:
     """Shows nothing: the listener of a launch that nobody watches."""
+
+
+_STOPPING = "stopping; what is not finished is kept for the next launch"
+_DRAINING = "finishing what runs, no more is started; interrupt again to stop now"
 
 
 class _Tally:
@@ -109,7 +119,7 @@ class _Tally:
         self.trials: list[Trial] = []
         self.asked = 0
         self.running: dict[Candidate, Stage | None] = {}
-        self.stopping = False
+        self.stopping = ""
 
     def add(self, event: Event) -> None:
         match event:
@@ -127,8 +137,8 @@ class _Tally:
                 self.trials.append(trial)
                 self._here += 1
                 self._front = _front_size(self.trials, self._objectives)
-            case Stopping():
-                self.stopping = True
+            case Stopping(drains):
+                self.stopping = _DRAINING if drains else _STOPPING
 
     @property
     def done(self) -> str:
@@ -144,7 +154,7 @@ class _Tally:
     def standing(self) -> str:
         """Returns the state of the search: 'front 4 · best val_loss 10.71 · 2 failed'."""
         if self.stopping:
-            return "stopping; what is not finished is kept for the next launch"
+            return self.stopping
         parts = [f"front {self._front}"] if self._front else []
         parts += [f"best {best}" for best in _best(self.trials, self._objectives[:1])]
         for status in (Status.FAILED, Status.INFEASIBLE, Status.PRUNED):

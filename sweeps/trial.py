@@ -161,6 +161,40 @@ class Provenance:
 
 
 @dataclass(frozen=True)
+class Attempt:
+    """That a candidate is being tried, and how often that went wrong before.
+
+    Attributes:
+      candidate: What is tried.
+      host: Where; '' before a worker has taken it up.
+      began_at: Since when, in Unix time.
+      deaths: Workers that died of it, or at least with it, on nodes that lived on.
+      losses: Workers that went away with their nodes.
+      cause: What the last death or loss was, in a line.
+    """
+
+    candidate: Candidate
+    host: str = ""
+    began_at: float = 0.0
+    deaths: int = 0
+    losses: int = 0
+    cause: str = ""
+
+    def to_json(self) -> str:
+        """Returns one JSON object."""
+        return json.dumps({**vars(self), "candidate": dict(self.candidate.values)})
+
+    @classmethod
+    def from_json(cls, text: str) -> "Attempt":
+        """Returns the attempt that `to_json` wrote, or a release that wrote the candidate only."""
+        values = json.loads(text)
+        if not isinstance(values.get("candidate"), dict):
+            return cls(Candidate.of(values))
+        known = {f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values}
+        return cls(**{**known, "candidate": Candidate.of(values["candidate"])})
+
+
+@dataclass(frozen=True)
 class Trial:
     """A candidate and what happened to it: metrics, or the reason why there are none.
 

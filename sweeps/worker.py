@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sweeps.attempt import Shared, evaluate_and_record, load
 from sweeps.meter import Meter
-from sweeps.trial import Candidate
+from sweeps.trial import Attempt
 from thesis.config import MeasureConfig
 from thesis.errors import UserError
 from thesis.measure import RtfMeasurement
@@ -79,8 +79,8 @@ class Worker(tune.Trainable):
         return now - self._first_bytes
 
     def _begin(self, config: Mapping[str, Any]) -> None:
-        candidate = Candidate.from_json(config["candidate"])
-        self._stages = evaluate_and_record(self.shared, candidate, self._meter)
+        attempt = Attempt.from_json(config["attempt"])
+        self._stages = evaluate_and_record(self.shared, attempt, self._meter)
 
 
 class _MeterActor:

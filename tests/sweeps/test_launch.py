@@ -1,7 +1,9 @@
 import dataclasses
 import os
+import platform
 import shutil
 import signal
+import time
 from collections import Counter
 
 import pytest
@@ -10,7 +12,7 @@ import ray
 from sweeps import __version__
 from sweeps.attempt import Shared, evaluate_and_record
 from sweeps.cluster import connect
-from sweeps.driver import Driver
+from sweeps.driver import MAX_DEATHS, MAX_LOSSES, Driver
 from sweeps.errors import SweepError
 from sweeps.evaluate import Progress
 from sweeps.launch import LaunchReport, launch
@@ -26,7 +28,7 @@ from sweeps.progress import (
 )
 from sweeps.scratch import ray_folder, scratch_folder
 from sweeps.search import Search
-from sweeps.trial import Candidate, Reason, Status
+from sweeps.trial import Attempt, Candidate, Reason, Status
 from tests.sweeps.fakes import (
     STEPS,
     evaluator,
@@ -127,7 +129,7 @@ def channels(number):
 
 
 def test_a_trial_is_on_record_with_its_model_before_it_is_returned(shared, tmp_path):
-    steps, trial = finish(evaluate_and_record(shared, channels(8), measure_together))
+    steps, trial = finish(evaluate_and_record(shared, Attempt(channels(8)), measure_together))
     assert steps == [Progress("train", n, STEPS, train_loss=1 / n) for n in (1, 2, 3, 4)]
     assert shared.ledger.get(trial.id) == trial
     shared.ledger.get_artifacts(trial.id, tmp_path / "copy")
@@ -135,25 +137,28 @@ def test_a_trial_is_on_record_with_its_model_before_it_is_returned(shared, tmp_p
 
 
 def test_a_trial_is_marked_as_started_until_it_is_recorded(shared):
-    running = evaluate_and_record(shared, channels(8), measure_together)
+    running = evaluate_and_record(shared, Attempt(channels(8)), measure_together)
     next(running)
-    assert shared.ledger.started() == [channels(8)]
+    (attempt,) = shared.ledger.started()
+    assert attempt.candidate == channels(8)
+    assert attempt.host == platform.node()
+    assert time.time() - 60 < attempt.began_at <= time.time()
     finish(running)
     assert shared.ledger.started() == []
 
 
 def test_a_trial_continues_from_its_checkpoint(shared):
-    running = evaluate_and_record(shared, channels(8), measure_together)
+    running = evaluate_and_record(shared, Attempt(channels(8)), measure_together)
     next(running)
     next(running)
     running.close()
-    steps, trial = finish(evaluate_and_record(shared, channels(8), measure_together))
+    steps, trial = finish(evaluate_and_record(shared, Attempt(channels(8)), measure_together))
     assert len(steps) == STEPS - 2
     assert trial.measurement.train_loss == 2  # the step that it began at
 
 
 def test_the_work_folder_is_removed_when_the_trial_is_on_record(shared):
-    running = evaluate_and_record(shared, channels(8), measure_together)
+    running = evaluate_and_record(shared, Attempt(channels(8)), measure_together)
     next(running)
     assert shared.workdir(channels(8)).is_dir()
     finish(running)
@@ -163,12 +168,15 @@ def test_the_work_folder_is_removed_when_the_trial_is_on_record(shared):
 def test_a_trial_on_record_is_not_evaluated_again(shared):
     recorded = trial_of("s", channels(8))
     shared.ledger.append(recorded)
-    assert finish(evaluate_and_record(shared, channels(8), measure_together)) == ([], recorded)
+    assert finish(evaluate_and_record(shared, Attempt(channels(8)), measure_together)) == (
+        [],
+        recorded,
+    )
 
 
 def test_an_exception_is_a_record_that_says_where_it_comes_from(shared):
     moody = dataclasses.replace(shared, evaluator=evaluator("moody"))
-    _, trial = finish(evaluate_and_record(moody, channels(1), measure_together))
+    _, trial = finish(evaluate_and_record(moody, Attempt(channels(1)), measure_together))
     assert trial.reason is Reason.ERROR
     assert trial.detail.startswith("ValueError: no such luck (fakes.py, line ")
     assert trial.provenance.gin_config == shared.run.text_for(channels(1))
@@ -179,48 +187,52 @@ def test_an_exception_is_a_record_that_says_where_it_comes_from(shared):
 def test_what_every_trial_would_meet_is_raised_and_leaves_no_record(shared):
     lost = dataclasses.replace(shared, evaluator=evaluator("without_data"))
     with pytest.raises(DatasetError, match="no dataset on this node"):
-        finish(evaluate_and_record(lost, channels(8), measure_together))
+        finish(evaluate_and_record(lost, Attempt(channels(8)), measure_together))
     assert shared.ledger.ids() == set()
-    assert shared.ledger.started() == [channels(8)]
+    assert [attempt.candidate for attempt in shared.ledger.started()] == [channels(8)]
 
 
 # --- The driver's books, without Ray
 
 
-def driver_of(shared, *, missing, slots=2, run=None, on_event=lambda event: None):
+def driver_of(
+    shared, *, missing, slots=2, run=None, lost=lambda: None, on_event=lambda event: None
+):
     run = run or shared.run
     return Driver(
         dataclasses.replace(shared, run=run),
         load_facts(shared.dataset),
         Search(run.space, run.sweep),
+        started=shared.ledger.started(),
         finished=0,
         asked=missing,
         slots=lambda: slots,
+        lost=lost,
         on_event=on_event,
     )
 
 
 def test_no_more_candidates_are_given_out_than_there_are_slots(shared):
     driver = driver_of(shared, missing=5)
-    first, second = driver.next_candidate(), driver.next_candidate()
-    assert driver.next_candidate() is None
+    first, second = driver.next_attempt(), driver.next_attempt()
+    assert driver.next_attempt() is None
     assert not driver.complete
-    driver.ended(trial_of("s", first))
-    assert driver.next_candidate() not in (None, first, second)
+    driver.ended(trial_of("s", first.candidate))
+    assert driver.next_attempt() not in (None, first, second)
 
 
 def test_no_more_candidates_are_given_out_than_trials_are_missing(shared):
     driver = driver_of(shared, missing=3, slots=100)
-    assert len({driver.next_candidate() for _ in range(3)}) == 3
+    assert len({driver.next_attempt() for _ in range(3)}) == 3
     assert driver.complete
-    assert driver.next_candidate() is None
+    assert driver.next_attempt() is None
 
 
 def test_infeasible_candidates_are_recorded_at_once_and_count(shared):
     run = run_of(WIDTHS, "sweep.max_parameters = 1")
     events = []
     driver = driver_of(shared, missing=3, run=run, on_event=events.append)
-    assert driver.next_candidate() is None
+    assert driver.next_attempt() is None
     assert driver.complete
     assert [t.reason for t in shared.ledger.trials()] == [Reason.PARAMETERS] * 3
     assert [type(event) for event in events] == [TrialEnded] * 3
@@ -230,18 +242,71 @@ def test_many_records_are_merged_on_the_way(shared, storage, monkeypatch):
     monkeypatch.setattr("sweeps.driver.COMPACT_EVERY", 2)
     driver = driver_of(shared, missing=5)
     for _ in range(3):
-        trial = trial_of("s", driver.next_candidate())
+        trial = trial_of("s", driver.next_attempt().candidate)
         shared.ledger.append(trial)
         driver.ended(trial)
     assert len(records(storage)) == 1  # the other two are in one file
     assert len(shared.ledger.ids()) == 3
 
 
+def test_a_candidate_whose_workers_die_is_tried_again_and_then_given_up(shared):
+    driver = driver_of(shared, missing=1)
+    for deaths in range(MAX_DEATHS):
+        attempt = driver.next_attempt()
+        assert attempt.deaths == deaths
+        driver.lost(attempt.candidate, "killed", Reason.CRASHED)
+    assert driver.complete
+    (trial,) = driver.recorded
+    assert trial.reason is Reason.CRASHED
+    assert trial.detail == "3 workers died of it, 0 were lost with their node; killed"
+    assert shared.ledger.get(trial.id) == trial
+    assert shared.ledger.started() == []
+
+
 def test_a_worker_killed_for_its_memory_is_out_of_memory(shared):
-    driver = driver_of(shared, missing=3)
-    driver.crashed(driver.next_candidate(), Reason.OUT_OF_MEMORY)
-    driver.crashed(driver.next_candidate(), Reason.CRASHED)
-    assert [t.reason for t in driver.recorded] == [Reason.OUT_OF_MEMORY, Reason.CRASHED]
+    driver = driver_of(shared, missing=1)
+    for _ in range(MAX_DEATHS):
+        driver.lost(driver.next_attempt().candidate, "killed", Reason.OUT_OF_MEMORY)
+    assert [t.reason for t in driver.recorded] == [Reason.OUT_OF_MEMORY]
+
+
+def test_a_node_that_goes_away_is_not_the_candidate_s_fault(shared):
+    driver = driver_of(shared, missing=1)
+    for losses in range(MAX_LOSSES):
+        assert driver.recorded == []
+        attempt = driver.next_attempt()
+        assert (attempt.deaths, attempt.losses) == (0, losses)
+        driver.lost(attempt.candidate, "its node has died", None)
+    # ... unless it takes every node with it.
+    assert [t.reason for t in driver.recorded] == [Reason.CRASHED]
+
+
+def test_deaths_are_counted_across_launches(shared):
+    driver = driver_of(shared, missing=1)
+    first = driver.next_attempt().candidate
+    driver.lost(first, "killed", Reason.CRASHED)
+    next_launch = driver_of(shared, missing=1)
+    attempt = next_launch.next_attempt()
+    assert (attempt.candidate, attempt.deaths, attempt.cause) == (first, 1, "killed")
+
+
+def test_a_launch_that_drains_starts_nothing_new_and_tries_nothing_again(shared):
+    driver = driver_of(shared, missing=5)
+    attempt = driver.next_attempt()
+    driver.drain()
+    assert driver.next_attempt() is None
+    assert driver.complete
+    assert not driver.stopped
+    driver.lost(attempt.candidate, "killed", Reason.CRASHED)
+    assert driver.next_attempt() is None
+
+
+def test_a_launch_whose_lease_is_gone_stops(shared):
+    driver = driver_of(shared, missing=5, lost=lambda: SweepError("taken over"))
+    assert not driver.stopped
+    driver.waited()
+    assert driver.stopped
+    assert driver.failure.message == "taken over"
 
 
 def test_a_report_says_what_there_is_to_know():
@@ -251,16 +316,6 @@ def test_a_report_says_what_there_is_to_know():
     assert some.summary() == (
         "'s' has 5 of 9 trials; new: 1 completed; interrupted, launch again to continue"
     )
-
-
-def test_a_sweep_is_launched_once_at_a_time_on_a_machine(shared):
-    with (
-        scratch_folder(shared.ledger),
-        pytest.raises(SweepError, match="is being launched already"),
-    ):
-        scratch_folder(shared.ledger).__enter__()
-    with scratch_folder(shared.ledger):
-        pass
 
 
 def test_the_scratch_folder_goes_with_the_launch_unless_it_holds_checkpoints(shared):
@@ -405,7 +460,7 @@ def test_whatever_becomes_of_a_trial_it_is_a_record(cluster, start):
         None,
         None,
     ]
-    assert by_width[2].detail == "3 workers died of it"
+    assert by_width[2].detail.startswith("3 workers died of it, 0 were lost with their node; ")
     assert by_width[3].measurement.val_loss == 10 / 3
     retries = Counter(e.candidate["channels"] for e in events if isinstance(e, TrialRetried))
     assert retries == {2: 2, 3: 1}
@@ -453,20 +508,34 @@ def interruptible():
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_leaves_everything_to_continue(cluster, start, storage, interruptible, number):
-    def interrupt(event):
-        if isinstance(event, TrialAdvanced) and len(records(storage)) >= 1:
-            os.kill(os.getpid(), number)
+@pytest.mark.parametrize(
+    ("number", "times"), [(signal.SIGINT, 1), (signal.SIGINT, 2), (signal.SIGTERM, 1)]
+)
+def test_an_interrupt_leaves_everything_to_continue(
+    cluster, start, storage, interruptible, number, times
+):
+    sent, ended = [], []
 
-    report = start(4, evaluate="slow", on_event=interrupt)
+    def interrupt(event):
+        match event:
+            case TrialAdvanced(candidate, stage) if records(storage) and not sent:
+                if stage.step == 1:
+                    sent.append(candidate)
+                    for _ in range(times):
+                        os.kill(os.getpid(), number)
+            case TrialEnded(trial) if sent:
+                ended.append(trial.candidate)
+
+    report = start(5, evaluate="slow", on_event=interrupt)
     assert report.interrupted
-    assert 1 <= report.finished < 4
+    assert 1 <= report.finished < 5
+    drained = number == signal.SIGINT and times == 1
+    assert (sent[0] in ended) == drained
     before = records(storage)
-    again = start(4)
-    assert again.finished == 4
+    again = start(5)
+    assert again.finished == 5
     after = records(storage)
-    assert len(after) == 4
+    assert len(after) == 5
     assert {trial_id: after[trial_id] for trial_id in before} == before
 
 

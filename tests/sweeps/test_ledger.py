@@ -23,7 +23,16 @@ from sweeps.ledger import SCHEMA, Ledger, SweepFacts, find_trial, list_sweeps
 from sweeps.objectives import Limit, objective
 from sweeps.pareto import pareto_front
 from sweeps.storage import Location
-from sweeps.trial import METRICS, SCHEMA_VERSION, Candidate, Measurement, Provenance, Reason, Trial
+from sweeps.trial import (
+    METRICS,
+    SCHEMA_VERSION,
+    Attempt,
+    Candidate,
+    Measurement,
+    Provenance,
+    Reason,
+    Trial,
+)
 
 OBJECTIVES = [objective("val_loss"), objective("rtf_ratio")]
 
@@ -233,18 +242,18 @@ def test_reader_gives_up_on_files_that_never_stay(ledger, monkeypatch):
 
 def test_leftover_temporary_file_is_ignored(ledger):
     ledger.append(trial(1))
-    ledger.mark_started(Candidate.of({"number": 2}))
+    ledger.mark_started(Attempt(Candidate.of({"number": 2})))
     for name in ("tiny/trials/_0123456789.parquet", "tiny/started/_0123456789.json"):
         ledger.location._write(ledger.location.at(name), b"half a rec")
     assert ledger.trials() == [trial(1)]
     assert ledger.ids() == {trial(1).id}
-    assert ledger.started() == [Candidate.of({"number": 2})]
+    assert ledger.started() == [Attempt(Candidate.of({"number": 2}))]
     assert ledger.compact() == 0
 
 
 def test_nothing_but_records_is_left_behind(ledger):
     for number in range(3):
-        ledger.mark_started(trial(number).candidate)
+        ledger.mark_started(Attempt(trial(number).candidate))
         ledger.append(trial(number))
         ledger.append(trial(number))
     found = ledger.location.filesystem.get_file_info(
@@ -257,15 +266,15 @@ def test_nothing_but_records_is_left_behind(ledger):
 def test_started_and_unfinished_candidates_are_in_flight(ledger):
     candidates = [trial(number).candidate for number in range(3)]
     for candidate in candidates:
-        ledger.mark_started(candidate)
-        ledger.mark_started(candidate)
+        ledger.mark_started(Attempt(candidate))
+        ledger.mark_started(Attempt(candidate))
     ledger.append(trial(1))
-    assert set(ledger.started()) == {candidates[0], candidates[2]}
+    assert set(ledger.started()) == {Attempt(candidates[0]), Attempt(candidates[2])}
 
 
 def test_mark_that_outlived_its_trial_is_passed_over(ledger):
     ledger.append(trial(1))
-    ledger.mark_started(trial(1).candidate)
+    ledger.mark_started(Attempt(trial(1).candidate))
     assert ledger.started() == []
 
 
@@ -628,7 +637,7 @@ def test_any_parquet_reader_finds_the_records_in_one_folder(tmp_path):
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EIO])
 def test_failed_write_is_reported_and_leaves_nothing(tmp_path, monkeypatch, make, code):
     ledger = Ledger.create(make(tmp_path), "tiny", facts())
-    ledger.mark_started(trial(1).candidate)
+    ledger.mark_started(Attempt(trial(1).candidate))
 
     def fail(*_):
         raise OSError(code, os.strerror(code))
@@ -640,7 +649,7 @@ def test_failed_write_is_reported_and_leaves_nothing(tmp_path, monkeypatch, make
             ledger.append(trial(1))
     assert caught.value.hint
     assert list(Path(tmp_path, "tiny/trials").glob("*.parquet*")) == []
-    assert ledger.started() == [trial(1).candidate]
+    assert ledger.started() == [Attempt(trial(1).candidate)]
     assert ledger.append(trial(1))
 
 
@@ -694,7 +703,7 @@ def test_read_only_storage_can_be_read_and_says_why_it_is_not_written(small_disk
     assert Ledger.open(small_disk, "tiny").trials() == [trial(1)]
     for write in (
         lambda: ledger.append(trial(2)),
-        lambda: ledger.mark_started(trial(2).candidate),
+        lambda: ledger.mark_started(Attempt(trial(2).candidate)),
         lambda: Ledger.create(small_disk, "new", facts("new")),
     ):
         with pytest.raises(LedgerError, match="Read-only") as caught:
