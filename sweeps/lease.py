@@ -189,8 +189,7 @@ def _holder(location: Location, name: str) -> str:
 def _read(location: Location, name: str) -> _Lease | None:
     """Returns the lease; None where nobody holds it."""
     try:
-        with location.open(name) as file:
-            return _Lease(**json.loads(file.readall()))
+        return _Lease(**json.loads(location.read(name)))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:

@@ -320,8 +320,7 @@ class Ledger:
         if facts.name != sweep:
             raise ValueError(f"facts of {facts.name!r} given for sweep {sweep!r}")
         location = Location.of(storage)
-        for folder in (*_levels(sweep), _started(sweep), _models(sweep)):
-            location.make_folder(folder)
+        location.make_folder(sweep)
         if location.put(_facts(sweep), facts.to_json().encode()):
             return cls(location, facts)
         ledger = cls.open(location, sweep)
@@ -339,8 +338,7 @@ class Ledger:
         check_name(sweep)
         location = Location.of(storage)
         try:
-            with location.open(_facts(sweep)) as file:
-                text = file.readall().decode()
+            text = location.read(_facts(sweep)).decode()
         except FileNotFoundError:
             raise SweepError(
                 f"no sweep named '{sweep}' in {location.uri}",
@@ -376,7 +374,7 @@ class Ledger:
         if self.location.exists(name) or any(trial.id in ids for ids in self._merged_ids()):
             return False
         table = pa.Table.from_pylist([_row(trial)], schema=SCHEMA)
-        added = self.location.put(name, _to_parquet(table, **_ONE_ROW))
+        added = self._put(name, _to_parquet(table, **_ONE_ROW))
         # The record is safe, and a mark that stays is harmless: `started` passes over it.
         with contextlib.suppress(LedgerError):
             self.location.delete(self._mark(trial.id))
@@ -472,7 +470,7 @@ class Ledger:
           LedgerError: The mark cannot be written.
         """
         mark = self._mark(attempt.candidate.id)
-        self.location.put(mark, attempt.to_json().encode(), replace=True)
+        self._put(mark, attempt.to_json().encode(), replace=True)
 
     def started(self) -> list[Attempt]:
         """Returns the attempts at candidates that are not finished, by id.
@@ -485,8 +483,8 @@ class Ledger:
         for mark in marks:
             # A mark that is gone by now belongs to a trial that has just finished.
             if PurePosixPath(mark).stem not in finished:
-                with contextlib.suppress(FileNotFoundError), self.location.open(mark) as file:
-                    attempts.append(Attempt.from_json(file.readall().decode()))
+                with contextlib.suppress(FileNotFoundError):
+                    attempts.append(Attempt.from_json(self.location.read(mark).decode()))
         return attempts
 
     def put_artifacts(self, trial_id: str, folder: Path) -> None:
@@ -500,9 +498,10 @@ class Ledger:
         """
         before = self._artifacts(trial_id)
         version = uuid.uuid4().hex
+        self._check_there()
         self.location.copy_in(folder, f"{_models(self.name)}/{trial_id}/{version}")
         complete = json.dumps({"folder": version}).encode()
-        self.location.put(self._complete(trial_id), complete, replace=True)
+        self._put(self._complete(trial_id), complete, replace=True)
         if before is not None:
             self.location.delete_folder(before)
 
@@ -513,17 +512,34 @@ class Ledger:
           TrialError: None are stored, or not all of them yet.
           LedgerError: They cannot be read, or `folder` cannot be written.
         """
-        source = self._artifacts(trial_id)
-        if source is None:
-            raise TrialError(
-                f"no model is stored for trial {trial_id} of '{self.name}'",
-                hint="only completed trials keep their model",
-            )
-        self.location.copy_out(source, folder)
+
+        def copy() -> None:
+            source = self._artifacts(trial_id)
+            if source is None:
+                raise TrialError(
+                    f"no model is stored for trial {trial_id} of '{self.name}'",
+                    hint="only completed trials keep their model",
+                )
+            self.location.copy_out(source, folder)
+
+        _while_files_move(copy)
 
     def has_artifacts(self, trial_id: str) -> bool:
         """Returns whether a trial's files are stored, all of them."""
         return self._artifacts(trial_id) is not None
+
+    def _put(self, name: str, data: bytes, *, replace: bool = False) -> bool:
+        self._check_there()
+        return self.location.put(name, data, replace=replace)
+
+    def _check_there(self) -> None:
+        """Raises LedgerError where the sweep is gone: nothing is written in place of a mount."""
+        if not self.location.exists(_facts(self.name)):
+            raise LedgerError(
+                f"{self.uri} is gone: it holds no sweep.json",
+                hint="mount or restore it and launch again: finished trials are as they were, "
+                "running ones continue from their checkpoints",
+            )
 
     def _check_own(self, trial: Trial) -> None:
         if trial.sweep != self.name:
@@ -563,14 +579,18 @@ class Ledger:
 
     def _files(self, ids: Collection[str] | None = None) -> list[str]:
         """Returns the files to read for all trials, or for those with these ids; oldest first."""
-        single, *merged = _levels(self.name)
-        names = self.location.names(single, ".parquet")
+        names = self.location.names(_levels(self.name)[0], ".parquet")
         if ids is not None:
             names = [name for name in names if PurePosixPath(name).stem in ids]
-        for folder in merged:
-            names += self.location.names(folder, ".parquet")
         # Listed upwards for the sake of records that move, but the upper ones came first.
-        return names[::-1]
+        return [*self._merged_files(1), *names[::-1]]
+
+    def _merged_files(self, level: int) -> list[str]:
+        """Returns the merged files of this level and above; oldest first."""
+        folders = _levels(self.name)[level:]
+        return [name for folder in folders for name in self.location.names(folder, ".parquet")][
+            ::-1
+        ]
 
     def _load(
         self, name: str, columns: Sequence[str] | None = None, ids: pa.Array | None = None
@@ -581,19 +601,24 @@ class Ledger:
           FileNotFoundError: It is gone: its records have been merged into another.
           LedgerError: It cannot be read, or a newer release wrote it.
         """
-        with self.location.open(name) as file:
-            try:
-                # One request for a small file; only the columns in question of a large one.
-                small = file.size() <= _SMALL_BYTES
-                table = _parse(pa.BufferReader(file.read_buffer()) if small else file, columns, ids)
-                version = pc.max(table["schema_version"]).as_py()
-            except (pa.ArrowInvalid, OSError, KeyError) as error:
-                raise LedgerError(
-                    f"{self.location.show(name)} is not a readable record: "
-                    f"{str(error).partition(chr(10))[0]}",
-                    hint="restore the file, or delete it and launch the sweep again: "
-                    "what it held is run again",
-                ) from error
+
+        def parse(file: pa.NativeFile) -> pa.Table:
+            # One request for a small file; only the columns in question of a large one.
+            small = file.size() <= _SMALL_BYTES
+            return _parse(pa.BufferReader(file.read_buffer()) if small else file, columns, ids)
+
+        try:
+            table = self.location.parse(name, parse)
+            version = pc.max(table["schema_version"]).as_py()
+        except FileNotFoundError:
+            raise
+        except (pa.ArrowInvalid, OSError, KeyError) as error:
+            raise LedgerError(
+                f"{self.location.show(name)} is not a readable record: "
+                f"{str(error).partition(chr(10))[0]}",
+                hint="restore the file, or delete it and launch the sweep again: "
+                "what it held is run again",
+            ) from error
         if version is not None and version > SCHEMA_VERSION:
             raise LedgerError(
                 f"{self.location.show(name)} has schema version {version}, "
@@ -605,23 +630,31 @@ class Ledger:
     def _merge(self, names: Sequence[str], level: int) -> int:
         """Merges files into one of the given level; returns how many."""
         try:
-            tables = self.location.each(self._load, names)
+            tables = self.location.each(self._load, names[::-1])  # in the order of `_files`
         except FileNotFoundError:
             return 0  # Somebody else is at it.
         # Whole rows, columns of other releases included.
-        table = pa.concat_tables(tables, promote_options="permissive")
-        self._put_merged(_first_of_each_id(table), level)
+        table = _first_of_each_id(pa.concat_tables(tables, promote_options="permissive"))
+        # Of two records of one id, readers take that of the upper level. It stays the one.
+        for ids in self._merged_ids(level):
+            table = table.filter(pc.invert(pc.is_in(table["trial_id"], _to_strings([*ids]))))
+        if len(table):
+            self._put_merged(table, level)
         self.location.each(self.location.delete, names)
         return len(names)
 
     def _put_merged(self, table: pa.Table, level: int) -> None:
         data = _to_parquet(table, **_MANY_ROWS)
         name = hashlib.sha256(data).hexdigest()[:16]
-        self.location.put(f"{_levels(self.name)[level]}/{name}.parquet", data)
+        self._put(f"{_levels(self.name)[level]}/{name}.parquet", data)
 
-    def _merged_ids(self) -> list[frozenset[str]]:
-        """Returns the ids in each merged file."""
-        return _while_files_move(lambda: [self._ids_in(name) for name in self._files(ids=())])
+    def _merged_ids(self, level: int = 1) -> list[frozenset[str]]:
+        """Returns the ids in each merged file of this level and above."""
+
+        def ids() -> list[frozenset[str]]:
+            return [self._ids_in(name) for name in self._merged_files(level)]
+
+        return _while_files_move(ids)
 
     def _ids_in(self, name: str) -> frozenset[str]:
         if name not in self._ids_of_merged:
@@ -638,8 +671,7 @@ class Ledger:
     def _artifacts(self, trial_id: str) -> str | None:
         """Returns the folder of a trial's complete artefacts."""
         try:
-            with self.location.open(self._complete(trial_id)) as file:
-                version = json.loads(file.readall())["folder"]
+            version = json.loads(self.location.read(self._complete(trial_id)))["folder"]
         except FileNotFoundError:
             return None
         return f"{_models(self.name)}/{trial_id}/{version}"

@@ -7,21 +7,50 @@ module and `sweeps.ledger` are the only ones of `sweeps` that import pyarrow.
 import contextlib
 import errno
 import os
+import random
+import re
+import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePath, PurePosixPath
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 from pyarrow import fs
 
 from sweeps.errors import LedgerError
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 _OBJECT_STORES = {"s3", "gcs", "abfs"}
+
+_PATIENCE_SECONDS = 30.0
+"""How long after its first attempt an operation is tried again where a failure may pass."""
+
+_FIRST_PAUSE_SECONDS = 0.1
+"""Before the second attempt. Each pause is twice the last, less up to a half by chance, so that
+many workers that were throttled together do not come back together."""
+
+_MAY_PASS = {
+    errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.EIO, errno.EREMOTEIO, errno.ESTALE, errno.EPIPE,
+    errno.ETIMEDOUT, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.ENETDOWN,
+    errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH,
+}  # fmt: skip
+"""What mounts report while a server or the network is away."""
+
+_MAY_PASS_SAID = re.compile(
+    "NETWORK_CONNECTION|REQUEST_TIMEOUT|SLOW_DOWN|THROTTLING|SERVICE_UNAVAILABLE|INTERNAL_FAILURE"
+    r"|HTTP status (429|5\d\d)|UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED"
+)
+"""What object stores say in such a case, in pyarrow's words: they have no error numbers."""
+
+_SERVICES = re.compile("AWS Error|google::cloud|Azure")
+_GONE_SAID = re.compile("(NO_SUCH_KEY|RESOURCE_NOT_FOUND).* GetObject")
 
 _MENDS = {
     errno.ENOSPC: "free some space and try again; nothing was left half-written",
@@ -30,19 +59,49 @@ _MENDS = {
     errno.EACCES: "ask for permission on the storage, or give another --storage",
     errno.EPERM: "ask for permission on the storage, or give another --storage",
 }
+_MENDS_SAID = {
+    "NO_SUCH_BUCKET": "make the bucket first, or give another --storage",
+    "ACCESS_DENIED": "check the key in the environment, and what it may do in this bucket",
+    "INVALID_ACCESS_KEY_ID": "check the key in the environment: AWS_ACCESS_KEY_ID",
+    "SIGNATURE_DOES_NOT_MATCH": "check the key in the environment: AWS_SECRET_ACCESS_KEY",
+}
 
 
-@contextlib.contextmanager
-def _reporting(doing: str, where: str, *, may_be_absent: bool = False) -> Iterator[None]:
-    """Turns what the operating system or the object store says into a LedgerError."""
-    try:
-        yield
-    except OSError as error:
-        if may_be_absent and isinstance(error, FileNotFoundError):
-            raise
-        said = os.strerror(error.errno) if error.errno else str(error).partition("\n")[0]
-        hint = _MENDS.get(error.errno or 0, "check that the storage exists and can be reached")
-        raise LedgerError(f"cannot {doing} {where}: {said}", hint=hint) from error
+def _may_pass(error: OSError) -> bool:
+    if isinstance(error, TimeoutError | ConnectionError) or error.errno in _MAY_PASS:
+        return True
+    return error.errno is None and bool(_MAY_PASS_SAID.search(str(error)))
+
+
+def _is_gone(error: OSError) -> bool:
+    # An object that is deleted between being opened and being read is met without a number.
+    return isinstance(error, FileNotFoundError) or bool(_GONE_SAID.search(str(error)))
+
+
+def _explained(error: OSError, doing: str, where: str) -> LedgerError:
+    """Returns what the operating system or the object store said, and what to do about it."""
+    said = os.strerror(error.errno) if error.errno else str(error).partition("\n")[0]
+    mends = [mend for word, mend in _MENDS_SAID.items() if word in said]
+    mends += [_MENDS.get(error.errno or 0, "check that the storage exists and can be reached")]
+    return LedgerError(f"cannot {doing} {where}: {said}", hint=mends[0])
+
+
+def _patiently(action: Callable[[], T]) -> T:
+    """Returns what an action returns; does it again while it fails in a way that may pass.
+
+    Raises:
+      OSError: It fails in another way, or still fails after `_PATIENCE_SECONDS`.
+    """
+    began, pause = time.monotonic(), _FIRST_PAUSE_SECONDS
+    while True:
+        try:
+            return action()
+        except OSError as error:
+            left = began + _PATIENCE_SECONDS - time.monotonic()
+            if left <= 0 or not _may_pass(error):
+                raise
+        time.sleep(min(left, pause * random.uniform(0.5, 1.0)))
+        pause *= 2
 
 
 @dataclass(frozen=True)
@@ -52,7 +111,7 @@ class Location:
     Attributes:
       filesystem: Where the folder is.
       path: The folder, as the filesystem names it.
-      uri: The folder, as users name it; absolute, so that other processes may be told.
+      uri: The folder, as users name it; absolute, and without a key that was given with it.
     """
 
     filesystem: fs.FileSystem
@@ -72,39 +131,52 @@ class Location:
         if "://" not in storage:
             path = str(Path(storage).expanduser().absolute())
             return cls(fs.LocalFileSystem(), path, path)
+        shown = _without_key(storage)
         try:
-            filesystem, path = fs.FileSystem.from_uri(storage)
+            filesystem, path = fs.FileSystem.from_uri(_small_in_one_request(storage))
         except (pa.ArrowInvalid, OSError) as error:
             raise LedgerError(
-                f"cannot use storage '{storage}': {error}",
+                f"cannot use storage '{shown}': {str(error).replace(storage, shown)}",
                 hint="give a folder, or a URI such as s3://bucket/folder or gs://bucket/folder",
             ) from error
-        return cls(filesystem, path, storage)
+        return cls(filesystem, path, shown)
 
     @property
     def local_folder(self) -> Path | None:
         """The folder as the operating system knows it; None on an object store."""
         return Path(self.path) if isinstance(self.filesystem, fs.LocalFileSystem) else None
 
+    @property
+    def _is_object_store(self) -> bool:
+        return self.filesystem.type_name in _OBJECT_STORES
+
     def show(self, name: str) -> str:
         """Returns a file's full name, for messages."""
-        return f"{self.uri.rstrip('/')}/{name}"
+        folder, question_mark, options = self.uri.partition("?" if "://" in self.uri else "\0")
+        return f"{folder.rstrip('/')}/{name}{question_mark}{options}"
 
     def at(self, name: str) -> str:
         """Returns a file's path on the filesystem."""
         return str(PurePosixPath(self.path, name))
 
     def make_folder(self, name: str) -> None:
-        """Makes a folder and those above it."""
-        with _reporting("make", self.show(name)):
-            self.filesystem.create_dir(self.at(name), recursive=True)
+        """Makes a folder and those above it. Object stores have none."""
+        if not self._is_object_store:
+            make = partial(self.filesystem.create_dir, self.at(name), recursive=True)
+            self._do("make", name, make)
 
-    def entries(self, folder: str) -> list[fs.FileInfo]:
+    def entries(self, folder: str, *, recursive: bool = False) -> list[fs.FileInfo]:
         """Returns what is in a folder, temporary files left out; nothing if there is no folder."""
-        with _reporting("list", self.show(folder)):
-            found = self.filesystem.get_file_info(
-                fs.FileSelector(self.at(folder), allow_not_found=True)
-            )
+        selector = fs.FileSelector(self.at(folder), allow_not_found=True, recursive=recursive)
+
+        def entries() -> list[fs.FileInfo]:
+            # Arrow looks before it lists, and a folder that is made in between is "not found".
+            with contextlib.suppress(FileNotFoundError):
+                found: list[fs.FileInfo] = self.filesystem.get_file_info(selector)
+                return found
+            return []
+
+        found = self._do("list", folder, entries)
         return [info for info in found if not info.base_name.startswith("_")]
 
     def names(self, folder: str, suffix: str) -> list[str]:
@@ -114,23 +186,49 @@ class Location:
 
     def exists(self, name: str) -> bool:
         """Returns whether there is such a file."""
-        with _reporting("look for", self.show(name)):
-            return bool(self.filesystem.get_file_info(self.at(name)).is_file)
+        path = self.at(name)
+        return bool(self._do("look for", name, lambda: self.filesystem.get_file_info(path).is_file))
 
-    def open(self, name: str) -> pa.NativeFile:
-        """Opens a file for reading.
+    def read(self, name: str) -> bytes:
+        """Returns what a file holds.
 
         Raises:
           FileNotFoundError: There is no such file.
           LedgerError: It cannot be read.
         """
-        with _reporting("read", self.show(name), may_be_absent=True):
-            return self.filesystem.open_input_file(self.at(name))
+        data: bytes = self.parse(name, lambda file: file.readall())
+        return data
+
+    def parse(self, name: str, function: Callable[[pa.NativeFile], T]) -> T:
+        """Returns what a function makes of an open file; it is called again if the storage fails.
+
+        Raises:
+          FileNotFoundError: There is no such file, or none any more.
+          LedgerError: It cannot be read.
+          OSError: The function's own, about what it read.
+        """
+
+        def parse() -> T:
+            with self.filesystem.open_input_file(self.at(name)) as file:
+                return function(file)
+
+        try:
+            return _patiently(parse)
+        except OSError as error:
+            if _is_gone(error):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name) from error
+            if error.errno or _may_pass(error) or _SERVICES.search(str(error)):
+                raise _explained(error, "read", self.show(name)) from error
+            raise
 
     def delete(self, name: str) -> None:
         """Deletes a file; no matter if somebody else has."""
-        with _reporting("delete", self.show(name)), contextlib.suppress(FileNotFoundError):
-            self.filesystem.delete_file(self.at(name))
+
+        def delete() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self.filesystem.delete_file(self.at(name))
+
+        self._do("delete", name, delete)
 
     def put(self, name: str, data: bytes, *, replace: bool = False) -> bool:
         """Writes a file that others see whole or not at all.
@@ -141,29 +239,52 @@ class Location:
         step: of two processes that write one name at once, both may be told True, and the later
         file stays.
 
+        Folders between the first one of the name and the file are made if they are missing. The
+        first one is not: where it is gone, a mount may be, and nothing is written beneath it.
+
         Returns:
           False where the file exists and is not to be replaced.
 
         Raises:
           LedgerError: It cannot be written. Nothing is left behind.
         """
-        with _reporting("write", self.show(name)):
+
+        def put() -> bool:
             if isinstance(self.filesystem, fs.LocalFileSystem):
                 return _put_local(Path(self.at(name)), data, replace)
             if not replace and self.exists(name):
                 return False
-            if self.filesystem.type_name in _OBJECT_STORES:
-                self._write(self.at(name), data)
-            else:
-                self._write_and_move(name, data)
+            write = self._write if self._is_object_store else self._write_and_move
+            _patiently(lambda: write(self.at(name), data))
             return True
+
+        try:
+            try:
+                return put()
+            except FileNotFoundError:
+                self._make_folders_of(name)
+                return put()
+        except OSError as error:
+            raise _explained(error, "write", self.show(name)) from error
+
+    def _do(self, doing: str, name: str, action: Callable[[], T]) -> T:
+        """Returns what an action returns, patiently; what it fails with is a LedgerError."""
+        try:
+            return _patiently(action)
+        except OSError as error:
+            raise _explained(error, doing, self.show(name)) from error
+
+    def _make_folders_of(self, name: str) -> None:
+        first, *between = PurePosixPath(name).parent.parts
+        for depth in range(len(between)):
+            folder = self.at(str(PurePosixPath(first, *between[: depth + 1])))
+            _patiently(partial(self.filesystem.create_dir, folder, recursive=False))
 
     def _write(self, path: str, data: bytes) -> None:
         with self.filesystem.open_output_stream(path) as file:
             file.write(data)
 
-    def _write_and_move(self, name: str, data: bytes) -> None:
-        path = self.at(name)
+    def _write_and_move(self, path: str, data: bytes) -> None:
         temporary = str(_temporary(PurePosixPath(path)))
         try:
             self._write(temporary, data)
@@ -173,46 +294,80 @@ class Location:
                 self.filesystem.delete_file(temporary)
             raise
 
-    def each(self, function: Callable[[str], T], names: Sequence[str]) -> list[T]:
+    def each(self, function: Callable[[S], T], items: Sequence[S]) -> list[T]:
         """Returns what a function returns for each file, many of them at once."""
         # A local disk answers at once and Python is what takes time; object stores take theirs.
         threads = 2 if isinstance(self.filesystem, fs.LocalFileSystem) else 32
         with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(function, names))
+            return list(pool.map(function, items))
 
     def copy_in(self, source: Path, folder: str) -> None:
-        """Copies a local folder to a new one here. Not in one step; nothing stays if it fails.
+        """Copies the files of a local folder to a new one here. Not in one step.
 
         Raises:
-          LedgerError: It cannot be copied.
+          LedgerError: They cannot be copied. Nothing of them stays.
         """
-        self.make_folder(folder)
-        target = self.at(folder)
-        with _reporting("copy files to", self.show(folder)):
-            try:
-                fs.copy_files(str(source), target, fs.LocalFileSystem(), self.filesystem)
-                if isinstance(self.filesystem, fs.LocalFileSystem):
-                    for path in Path(target).rglob("*"):
-                        _flush(path)
-            except OSError:
-                with contextlib.suppress(LedgerError):
-                    self.delete_folder(folder)
-                raise
+
+        def copy(path: Path) -> None:
+            target = f"{folder}/{path.relative_to(source).as_posix()}"
+            self.make_folder(str(PurePosixPath(target).parent))
+            local = fs.LocalFileSystem()
+            paths = str(path), self.at(target)
+            self._do("copy files to", target, lambda: fs.copy_files(*paths, local, self.filesystem))
+
+        try:
+            self.each(copy, [path for path in sorted(source.rglob("*")) if path.is_file()])
+        except LedgerError:
+            with contextlib.suppress(LedgerError):
+                self.delete_folder(folder)
+            raise
+        if isinstance(self.filesystem, fs.LocalFileSystem):
+            for path in (Path(self.at(folder)), *Path(self.at(folder)).rglob("*")):
+                _flush(path)
 
     def copy_out(self, folder: str, target: Path) -> None:
-        """Copies a folder to a local one, which is made if need be.
+        """Copies the files of a folder to a local one, which is made if need be.
 
         Raises:
-          LedgerError: It cannot be copied.
+          FileNotFoundError: One of them is gone by now.
+          LedgerError: They cannot be copied.
         """
-        with _reporting("copy files from", self.show(folder)):
-            target.mkdir(parents=True, exist_ok=True)
-            fs.copy_files(self.at(folder), str(target), self.filesystem, fs.LocalFileSystem())
+        local = fs.LocalFileSystem()
+
+        def copy(info: fs.FileInfo) -> None:
+            path = target / PurePosixPath(info.path).relative_to(self.at(folder))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fs.copy_files(info.path, str(path), self.filesystem, local)
+
+        try:
+            found = self.entries(folder, recursive=True)
+            self.each(lambda info: _patiently(lambda: copy(info)), [i for i in found if i.is_file])
+        except OSError as error:
+            if _is_gone(error):
+                raise FileNotFoundError(*error.args) from error
+            raise _explained(error, "copy files from", self.show(folder)) from error
 
     def delete_folder(self, folder: str) -> None:
         """Deletes a folder and all that is in it."""
-        with _reporting("delete", self.show(folder)), contextlib.suppress(FileNotFoundError):
-            self.filesystem.delete_dir(self.at(folder))
+
+        def delete() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self.filesystem.delete_dir(self.at(folder))
+
+        self._do("delete", folder, delete)
+
+
+def _without_key(uri: str) -> str:
+    """Returns a URI without the access key and the secret that it may hold."""
+    key = urlsplit(uri).netloc.rpartition("@")[0]
+    return uri.replace(f"{key}@", "", 1) if key else uri
+
+
+def _small_in_one_request(uri: str) -> str:
+    """Has pyarrow upload a small object to S3 in one request instead of three."""
+    if not uri.startswith("s3://") or "allow_delayed_open=" in uri:
+        return uri
+    return f"{uri}{'&' if '?' in uri else '?'}allow_delayed_open=true"
 
 
 _AnyPath = TypeVar("_AnyPath", bound=PurePath)
@@ -226,18 +381,23 @@ def _temporary(path: _AnyPath) -> _AnyPath:
 def _put_local(path: Path, data: bytes, replace: bool) -> bool:
     temporary = _temporary(path)
     try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        _patiently(lambda: _write_flushed(temporary, data))
         if replace:
-            temporary.replace(path)
-        elif not _link(temporary, path):
+            _patiently(lambda: temporary.replace(path))
+        elif not _patiently(lambda: _link(temporary, path)):
             return False
     finally:
-        temporary.unlink(missing_ok=True)
-    _flush(path.parent)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    _patiently(lambda: _flush(path.parent))
     return True
+
+
+def _write_flushed(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _link(temporary: Path, path: Path) -> bool:
@@ -245,7 +405,8 @@ def _link(temporary: Path, path: Path) -> bool:
     try:
         path.hardlink_to(temporary)
     except FileExistsError:
-        return False
+        # It may be our own: a mount may lose the answer to a link that it made.
+        return path.samefile(temporary)
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
             raise

@@ -1,5 +1,6 @@
 """Shared by all tests: how hypothesis draws a decoder, and a dataset that is made in a second."""
 
+import logging
 import os
 from pathlib import Path
 from threading import Thread
@@ -159,3 +160,27 @@ def completed(task_of, tmp_path_factory):
 
     workdir = tmp_path_factory.mktemp("completed")
     return evaluate(task_of(channels=4), workdir=workdir, measure=measure_rtf), workdir
+
+
+@pytest.fixture(scope="session")
+def s3():
+    """A function: the URI of a folder in a bucket of an S3 server on this machine.
+
+    Other processes reach it too: the key is in the environment.
+    """
+    from moto.server import ThreadedMotoServer
+    from pyarrow import fs
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "key")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        options = f"endpoint_override={host}:{port}&scheme=http&region=us-east-1"
+        bucket, _ = fs.FileSystem.from_uri(f"s3://?{options}&allow_bucket_creation=true")
+        bucket.create_dir("bucket")
+        yield lambda folder: f"s3://bucket/{folder}?{options}"
+    server.stop()

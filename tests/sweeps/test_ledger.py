@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from pyarrow import fs
 
 from sweeps import ledger as ledger_module
+from sweeps import storage as storage_module
 from sweeps.errors import LedgerError, SweepError, TrialError
 from sweeps.ledger import SCHEMA, Ledger, SweepFacts, find_trial, list_sweeps
 from sweeps.objectives import Limit, objective
@@ -81,8 +83,10 @@ STORAGES = {
 }
 
 
-@pytest.fixture(params=STORAGES)
+@pytest.fixture(params=[*STORAGES, "s3"])
 def storage(request, tmp_path):
+    if request.param == "s3":
+        return request.getfixturevalue("s3")(tmp_path.name)
     return STORAGES[request.param](tmp_path)
 
 
@@ -149,13 +153,14 @@ def test_compaction_changes_no_record(ledger):
     assert ledger.compact() == 0
 
 
-def test_many_compactions_leave_few_files(ledger):
-    for number in range(64):
+def test_many_compactions_leave_few_files(ledger, monkeypatch):
+    monkeypatch.setattr(ledger_module, "_FAN_IN", (2, 3, 3))
+    for number in range(17):
         ledger.append(trial(2 * number))
         ledger.append(trial(2 * number + 1))
         ledger.compact()
-    assert len(ledger.trials()) == 128
-    assert len(ledger._files()) <= 15
+    assert len(ledger.trials()) == 34
+    assert len(ledger._files()) <= 2 + 2 + 1  # 17 = 2 + 3 * (2 + 3 * 1)
 
 
 def test_compaction_that_died_before_deleting_costs_and_doubles_nothing(ledger, monkeypatch):
@@ -189,10 +194,29 @@ def test_record_that_was_merged_comes_before_one_that_raced_it(ledger, monkeypat
     ledger.append(trial(1, val_loss=1.0))
     ledger.compact()
     with monkeypatch.context() as patch:
-        patch.setattr(Ledger, "_merged_ids", lambda _: [])
+        patch.setattr(Ledger, "_merged_ids", lambda *_: [])
         assert ledger.append(trial(1, val_loss=2.0))
-    assert ledger.trials() == [trial(0), trial(1, val_loss=1.0)]
-    assert ledger.get(trial(1).id).metric("val_loss") == 1.0
+    for number in (2, 3, 4, 5):
+        assert ledger.trials()[:2] == [trial(0), trial(1, val_loss=1.0)]
+        assert ledger.get(trial(1).id).metric("val_loss") == 1.0
+        ledger.append(trial(number))
+        monkeypatch.setattr(ledger_module, "_FAN_IN", (2, number % 2 + 1, 2))
+        ledger.compact()
+
+
+def test_of_two_writers_of_one_object_all_readers_see_one(s3, tmp_path, monkeypatch):
+    # Where a taken name cannot be refused: both look, both see nothing, both write.
+    ledger = Ledger.create(s3(tmp_path.name), "tiny", facts())
+    with monkeypatch.context() as patch:
+        patch.setattr(Location, "exists", lambda _, name: name.endswith("sweep.json"))
+        assert ledger.append(trial(1, val_loss=1.0))
+        assert ledger.append(trial(1, val_loss=2.0))
+    ledger.append(trial(2))
+    for _ in range(2):
+        for reader in (ledger, Ledger.open(ledger.location, "tiny")):
+            assert reader.trials() == [trial(1, val_loss=2.0), trial(2)]
+            assert not reader.append(trial(1, val_loss=3.0))
+        ledger.compact()
 
 
 @pytest.mark.parametrize("moment", [1, 2, 3, 4])
@@ -279,9 +303,7 @@ def test_mark_that_outlived_its_trial_is_passed_over(ledger):
 
 
 def test_trial_is_found_by_the_start_of_its_id(ledger):
-    for number in range(20):
-        ledger.append(trial(number, val_loss=number))
-    ledger.compact()
+    ledger.extend([trial(number, val_loss=number) for number in range(20)])
     ledger.append(trial(20, val_loss=20))
     for number in (0, 7, 20):
         assert ledger.get(trial(number).id) == trial(number, val_loss=number)
@@ -309,13 +331,17 @@ def test_ambiguous_prefix_is_refused_with_the_ids(ledger):
 
 @pytest.mark.parametrize("compacted", [False, True])
 def test_front_of_the_ledger_is_the_front_of_its_trials(ledger, compacted):
+    trials = []
     for number in range(30):
         reason = Reason.DIVERGED if number % 7 == 0 else None
         cost = None if number % 5 == 0 else 40.0 - number
         loss = math.nan if number % 11 == 1 else float(number % 13)
-        ledger.append(
+        trials.append(
             trial(number, reason=reason, val_loss=loss, rtf_ratio=cost, parameters=number)
         )
+    ledger.extend(trials[:20])
+    for one in trials[20:]:
+        ledger.append(one)
     if compacted:
         ledger.compact()
     limits = [Limit("parameters", high=27)]
@@ -597,6 +623,7 @@ def test_corrupt_record_is_named_with_a_hint(tmp_path, damage):
 def test_parquet_file_that_is_no_record_is_named(tmp_path):
     ledger = Ledger.create(tmp_path, "tiny", facts())
     stray = tmp_path / "tiny/trials/stray.parquet"
+    stray.parent.mkdir()
     pq.write_table(pa.table({"a": [1]}), stray)
     with pytest.raises(LedgerError, match=r"stray\.parquet is not a readable record"):
         ledger.trials()
@@ -642,6 +669,7 @@ def test_failed_write_is_reported_and_leaves_nothing(tmp_path, monkeypatch, make
     def fail(*_):
         raise OSError(code, os.strerror(code))
 
+    monkeypatch.setattr(storage_module, "_PATIENCE_SECONDS", 0)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fail)
         patch.setattr(Location, "_write", fail)
@@ -696,6 +724,40 @@ def test_full_disk_costs_no_record_that_was_written(small_disk):
     assert list(Path(small_disk, "tiny/trials").glob("_*")) == []
 
 
+def test_sweep_goes_on_when_a_full_disk_has_room_again(small_disk, tmp_path_factory):
+    ledger = Ledger.create(small_disk, "tiny", facts())
+    model = tmp_path_factory.mktemp("model")
+    (model / "weights").write_bytes(bytes(100_000))
+    for number in range(5):
+        ledger.append(trial(number))
+    (small_disk / "ballast").write_bytes(bytes(150_000))
+    for write in (lambda: ledger.put_artifacts(trial(0).id, model), lambda: fill(small_disk)):
+        with pytest.raises((LedgerError, OSError), match="No space left"):
+            write()
+    for write in (
+        lambda: ledger.append(trial(9)),
+        lambda: ledger.mark_started(Attempt(trial(9).candidate)),
+        ledger.compact,
+    ):
+        with pytest.raises(LedgerError, match="No space left"):
+            write()
+        assert ledger.trials() == [trial(number) for number in range(5)]
+    assert not ledger.has_artifacts(trial(0).id)
+    assert [*small_disk.rglob("_*")] == []
+    (small_disk / "ballast").unlink()
+    (small_disk / "rest").unlink()
+    ledger.put_artifacts(trial(0).id, model)
+    assert ledger.append(trial(9))
+    assert ledger.compact() == 6
+    assert len(ledger.trials()) == 6
+
+
+def fill(folder):
+    with (folder / "rest").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1024))
+
+
 def test_read_only_storage_can_be_read_and_says_why_it_is_not_written(small_disk):
     ledger = Ledger.create(small_disk, "tiny", facts())
     ledger.append(trial(1))
@@ -709,6 +771,41 @@ def test_read_only_storage_can_be_read_and_says_why_it_is_not_written(small_disk
         with pytest.raises(LedgerError, match="Read-only") as caught:
             write()
         assert "read-only" in caught.value.hint
+
+
+def test_sweep_that_is_gone_is_not_written_anew(ledger):
+    ledger.append(trial(1))
+    if ledger.location._is_object_store:
+        ledger.location.delete("tiny/sweep.json")
+    else:
+        ledger.location.delete_folder("tiny")
+    for write in (
+        lambda: ledger.append(trial(2)),
+        lambda: ledger.mark_started(Attempt(trial(2).candidate)),
+        lambda: ledger.extend([trial(2)]),
+        lambda: ledger.put_artifacts(trial(1).id, Path(__file__).parent),
+    ):
+        with pytest.raises(LedgerError, match="is gone: it holds no sweep") as caught:
+            write()
+        assert "launch again" in caught.value.hint
+    left = {info.base_name for info in ledger.location.entries("tiny", recursive=True)}
+    assert left <= {"trials", f"{trial(1).id}.parquet"}
+
+
+@pytest.mark.parametrize("folder", ["trials", "started", "models"])
+def test_missing_folder_of_a_sweep_is_made_again(tmp_path, folder):
+    ledger = Ledger.create(tmp_path / "store", "tiny", facts())
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "weights").write_text("w")
+    for number in (1, 2):
+        ledger.mark_started(Attempt(trial(number).candidate))
+        ledger.put_artifacts(trial(number).id, model)
+        assert ledger.append(trial(number))
+        shutil.rmtree(tmp_path / "store" / "tiny" / folder)
+    ledger.mark_started(Attempt(trial(2).candidate))
+    ledger.append(trial(2))
+    assert ledger.ids() >= {trial(2).id}
 
 
 @pytest.mark.parametrize("uri", ["ftp://host/folder", "file:///a b"])
@@ -753,11 +850,22 @@ COMPACTOR = """
 """
 
 
-def test_readers_never_see_less_or_double_while_others_append_and_compact(tmp_path):
-    ledger, stop = Ledger.create(tmp_path / "store", "tiny", facts()), tmp_path / "stop"
-    ranges = [(0, 150), (100, 250)]
-    writers = [run(WRITER, tmp_path / "store", *r) for r in ranges]
-    compactors = [run(COMPACTOR, tmp_path / "store", stop) for _ in range(2)]
+@pytest.fixture(params=["path", "s3"])
+def shared_storage(request, tmp_path):
+    """A folder and a bucket, as other processes may be told of them."""
+    if request.param == "s3":
+        return request.getfixturevalue("s3")(tmp_path.name)
+    return str(tmp_path / "store")
+
+
+def test_readers_never_see_less_or_double_while_others_append_and_compact(shared_storage, tmp_path):
+    ledger, stop = Ledger.create(shared_storage, "tiny", facts()), tmp_path / "stop"
+    most = 250 if ledger.location.local_folder else 30  # one thread serves the objects of all
+    writers = [
+        run(WRITER, shared_storage, 0, most * 3 // 5),
+        run(WRITER, shared_storage, most * 2 // 5, most),
+    ]
+    compactors = [run(COMPACTOR, shared_storage, stop) for _ in range(2)]
     seen, moved, deadline = set(), False, time.monotonic() + 120
     try:
         while any(writer.poll() is None for writer in writers):
@@ -772,7 +880,7 @@ def test_readers_never_see_less_or_double_while_others_append_and_compact(tmp_pa
         codes = [process.wait(timeout=60) for process in (*writers, *compactors)]
     assert codes == [0, 0, 0, 0]
     assert moved
-    assert sorted(t.candidate["number"] for t in ledger.trials()) == list(range(250))
+    assert sorted(t.candidate["number"] for t in ledger.trials()) == list(range(most))
 
 
 def test_of_two_processes_that_record_one_trial_one_wins(tmp_path):
