@@ -32,6 +32,7 @@ from sweeps.ledger import Ledger, SweepFacts
 from sweeps.progress import Listener, SweepBegan, Warned, silent
 from sweeps.scratch import ray_folder, scratch_folder, work_folder
 from sweeps.search import Search
+from sweeps.standing import limited_objectives
 from sweeps.trial import PROJECT, Attempt, Candidate, Reason, Status, Trial
 from sweeps.worker import Worker
 from thesis.data import load_facts
@@ -123,7 +124,16 @@ def launch(
     )
     ledger = Ledger.create(storage, name, facts)
     finished = ledger.trials()
-    on_event(SweepBegan(name, run.sweep.objectives, tuple(finished), trials))
+    baseline = run.space.baseline()
+    on_event(
+        SweepBegan(
+            name,
+            limited_objectives(run.sweep),
+            tuple(finished),
+            trials,
+            baseline=baseline.id if baseline else None,
+        )
+    )
     if len(finished) >= trials:
         return LaunchReport(name, ledger.uri, trials, len(finished))
     if others := _of_other_releases(finished):

@@ -182,29 +182,49 @@ def front_rows(
     if not objectives:
         raise MetricError("a front needs an objective", hint="for example val_loss, rtf_ratio")
     limits = [*(limit for o in objectives for limit in o.limits), *limits]
-    competes = records.reasons == 0
-    excluded = _unfinished(records.reasons)
-
-    def drop(out: Mask, why: str) -> None:
-        out = out & competes
-        np.logical_and(competes, ~out, out=competes)
-        if out.any():
-            excluded.append(Exclusion(Status.COMPLETED, why, int(out.sum())))
-
-    for name in dict.fromkeys([o.metric for o in objectives] + [lim.metric for lim in limits]):
-        named = metric(name)
-        values = records.values(named)
-        drop(~records.columns[named.column].present, f"no {name}")
-        drop(np.isnan(values), f"{name} is NaN")
-        drop(np.isinf(values), f"{name} is infinite")
-        _refuse_several_hosts(named, records.hosts[competes])
+    names = [o.metric for o in objectives] + [limit.metric for limit in limits]
+    competes, excluded = competitors(records, names)
+    for name in names:
+        _refuse_several_hosts(metric(name), records.hosts[competes])
     for limit in limits:
-        values = records.values(metric(limit.metric))
-        drop((values < limit.low) | (values > limit.high), limit.excess())
+        out = competes & ~within(records, limit)
+        _exclude(excluded, out, limit.excess())
+        competes &= ~out
 
     rows = np.flatnonzero(competes)
     points = [o.sign * records.values(metric(o.metric))[rows] for o in objectives]
     return rows[non_dominated(np.stack(points, axis=1))], excluded
+
+
+def competitors(records: Records, metrics: Iterable[str]) -> tuple[Mask, list[Exclusion]]:
+    """Returns which trials are completed and have a finite value in every metric.
+
+    Returns:
+      bool [records], and an account of those that do not.
+    """
+    competes = records.reasons == 0
+    excluded = _unfinished(records.reasons)
+    for name in dict.fromkeys(metrics):
+        values = records.values(metric(name))
+        for lacks, why in (
+            (~records.columns[metric(name).column].present, f"no {name}"),
+            (np.isnan(values), f"{name} is NaN"),
+            (np.isinf(values), f"{name} is infinite"),
+        ):
+            _exclude(excluded, competes & lacks, why)
+            competes &= ~lacks
+    return competes, excluded
+
+
+def within(records: Records, limit: Limit) -> Mask:
+    """Returns which trials are not beyond a limit: bool [records]. NaN is not."""
+    values = records.values(metric(limit.metric))
+    return ~((values < limit.low) | (values > limit.high))
+
+
+def _exclude(excluded: list[Exclusion], out: Mask, why: str) -> None:
+    if out.any():
+        excluded.append(Exclusion(Status.COMPLETED, why, int(out.sum())))
 
 
 def _unfinished(reasons: Ints) -> list[Exclusion]:
@@ -315,17 +335,119 @@ def _axis(members: Sequence[Trial], objective: Objective) -> Floats:
     return (values - values.min()) / span if span else np.zeros_like(values)
 
 
-def hypervolume(points: npt.ArrayLike, reference: tuple[float, float]) -> float:
-    """Returns the area that some points beat, up to a reference point (Zitzler & Thiele 1998).
+class GrowingFront:
+    """The front of points that come one after another, or some at a time.
+
+    A point costs a comparison with each member of the front, however many points came before it.
+
+    Attributes:
+      points: float [members, objectives], to be minimised.
+    """
+
+    def __init__(self, objectives: int) -> None:
+        """Begins a front in so many objectives, without a point."""
+        self.points: Floats = np.empty((0, objectives))
+
+    def add(self, points: npt.ArrayLike) -> bool:
+        """Takes in points: float [points, objectives]. Returns whether the front has changed."""
+        points = np.asarray(points, np.float64).reshape(-1, self.points.shape[1])
+        new = points[non_dominated(points)]
+        new = new[~_beaten(new, self.points)]
+        if len(new):
+            self.points = np.concatenate([self.points[~_beaten(self.points, new)], new])
+        return bool(len(new))
+
+
+def _beaten(points: Floats, others: Floats) -> Mask:
+    """Returns which points are beaten by one of some others."""
+    a, b = others[np.newaxis], points[:, np.newaxis]
+    beats = np.all(a <= b, axis=2) & np.any(a < b, axis=2)
+    return np.asarray(np.any(beats, axis=1), np.bool_)
+
+
+def hypervolume(points: npt.ArrayLike, reference: Sequence[float]) -> float:
+    """Returns the volume that some points beat, up to a reference point (Zitzler & Thiele 1998).
+
+    Exact for any number of objectives. Two take n log n; each one more takes a factor of n, since
+    the volume is cut into slices along the last objective (While et al. 2006, "A faster algorithm
+    for calculating hypervolume", calls it HSO). A front of three objectives and five hundred
+    members takes a fifth of a second.
 
     Args:
-      points: float [points, 2], to be minimised. Points not better than the reference in both
-        objectives, and those with a NaN, add nothing.
+      points: float [points, objectives], to be minimised. Points not better than the reference in
+        all objectives, and those with a NaN, add nothing.
       reference: The worst values that count. Fronts compare under the same reference only.
     """
-    points = np.asarray(points, np.float64).reshape(-1, 2)
+    points = np.asarray(points, np.float64).reshape(-1, len(reference))
     points = points[(points < reference).all(axis=1)]
     points = np.unique(points[non_dominated(points)], axis=0)
+    if len(reference) == 1:
+        return float(reference[0] - points[0, 0]) if len(points) else 0.0
+    if len(reference) > 2:
+        points = points[np.argsort(points[:, -1], kind="stable")]
+        depths = np.diff(points[:, -1], append=reference[-1])
+        return float(
+            sum(
+                depth * hypervolume(points[: i + 1, :-1], reference[:-1])
+                for i, depth in enumerate(depths)
+                if depth
+            )
+        )
     # From left to right each point adds the strip below the lowest one so far.
     heights = np.concatenate([[reference[1]], points[:-1, 1]]) - points[:, 1]
     return float(np.sum((reference[0] - points[:, 0]) * heights))
+
+
+@dataclass(frozen=True)
+class ReferencePoint:
+    """The worst values that count in a sweep's hypervolume, and the scales that it is taken in.
+
+    A metric that spans decades, as costs do, counts in decades below its worst value; any other in
+    shares of its worst value. So a hypervolume has no unit, and halving a cost is worth the same at
+    any cost.
+
+    Attributes:
+      objectives: What the trials compete in.
+      worst: A positive value for each objective.
+    """
+
+    objectives: tuple[Objective, ...]
+    worst: tuple[float, ...]
+
+    @classmethod
+    def beyond(
+        cls, objectives: Sequence[Objective], values: Sequence[float]
+    ) -> "ReferencePoint | None":
+        """Returns the point with ten times the cost of a trial and twice any other value of its.
+
+        Where higher is better they are a tenth and a half. A front is thus credited with all that
+        is of use, the trial itself included, and a few models without any use cannot rule it.
+
+        Returns:
+          None where a value is not positive, or not finite: there is no such point.
+        """
+        if not all(0 < value < math.inf for value in values):
+            return None
+        factors = (10.0 if metric(o.metric).spans_decades else 2.0 for o in objectives)
+        worst = (
+            value * factor**o.sign
+            for o, value, factor in zip(objectives, values, factors, strict=True)
+        )
+        return cls(tuple(objectives), tuple(worst))
+
+    def hypervolume(self, values: npt.ArrayLike) -> float:
+        """Returns the volume that some trials beat.
+
+        Args:
+          values: float [trials, objectives], in the objectives' own directions. Trials with a value
+            that is not finite, or on a logarithmic scale not positive, add nothing.
+        """
+        shares = np.asarray(values, np.float64).reshape(-1, len(self.worst)) / self.worst
+        with np.errstate(divide="ignore", invalid="ignore"):
+            columns = [
+                o.sign * (np.log10(share) if metric(o.metric).spans_decades else share - 1.0)
+                for o, share in zip(self.objectives, shares.T, strict=True)
+            ]
+        points = np.stack(columns, axis=1)
+        points = points[np.isfinite(points).all(axis=1)]
+        return hypervolume(points, (0.0,) * len(self.worst))

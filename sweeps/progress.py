@@ -4,21 +4,30 @@ A launch tells what happens as `Event`s; `SweepProgress` shows them, all on stde
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import islice
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
-from sweeps.errors import MetricError
 from sweeps.evaluate import Progress as Stage
-from sweeps.objectives import Goal, Objective, objective
-from sweeps.pareto import pareto_front
-from sweeps.trial import Candidate, Status, Trial
+from sweeps.objectives import Objective
+from sweeps.standing import Outcomes, Standing
+from sweeps.trial import Candidate, Trial
 
 HEARTBEAT_SECONDS = 30.0
 """Longest silence of the plain display; also its shortest gap between two heartbeats."""
+
+REFRESH_SECONDS = 0.25
+"""Shortest time between two pictures of the live display."""
+
+SHOWN = 8
+"""So many running trials are shown, those that have run for longest; the others are counted."""
 
 _ID_DIGITS = 6
 
@@ -29,15 +38,17 @@ class SweepBegan:
 
     Attributes:
       sweep: Name of the sweep.
-      objectives: Names of its objectives.
+      objectives: What it searches for, with the limits beyond which candidates are infeasible.
       finished: Trials on record.
       asked: Number of finished trials that the sweep shall hold.
+      baseline: Id of the baseline's trial; None where the space does not hold it.
     """
 
     sweep: str
-    objectives: tuple[str, ...]
+    objectives: tuple[Objective, ...]
     finished: tuple[Trial, ...]
     asked: int
+    baseline: str | None = None
 
 
 @dataclass(frozen=True)
@@ -107,61 +118,79 @@ _STOPPING = "stopping; what is not finished is kept for the next launch"
 _DRAINING = "finishing what runs, no more is started; interrupt again to stop now"
 
 
+@dataclass(frozen=True)
+class _Running:
+    """A running trial: when it began, by the display's clock, and where it is.
+
+    Before its first stage, `state` says what is waited for.
+    """
+
+    since: float
+    state: str = "starting"
+    stage: Stage | None = None
+
+    def __str__(self) -> str:
+        if self.stage is None:
+            return self.state
+        train = f" {self.stage.step}/{self.stage.steps}" if self.stage.stage == "train" else ""
+        loss = self.stage.train_loss
+        return f"{self.stage.stage}{train}" + (f" · loss {loss:.4g}" if loss is not None else "")
+
+
 class _Tally:
-    """What the events add up to; both displays read it."""
+    """What the events add up to; both displays read it. An event costs the same in any sweep."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._began = clock()
-        self._here = 0
-        self._objectives: tuple[Objective, ...] = ()
-        self._front = 0
-        self.trials: list[Trial] = []
+        self._standing = Standing(())
+        self._running: dict[Candidate, _Running] = {}
+        self._stopping = ""
+        self.sweep = ""
         self.asked = 0
-        self.running: dict[Candidate, Stage | None] = {}
-        self.stopping = ""
 
     def add(self, event: Event) -> None:
         match event:
             case SweepBegan():
-                self._objectives = tuple(map(objective, event.objectives))
-                self.trials = list(event.finished)
-                self.asked = event.asked
-                self._front = _front_size(self.trials, self._objectives)
-            case TrialBegan(candidate) | TrialRetried(candidate):
-                self.running[candidate] = None
+                self.sweep, self.asked = event.sweep, event.asked
+                self._standing = Standing(event.objectives, baseline=event.baseline)
+                self._standing.add(Outcomes.of(event.finished, event.objectives))
+            case TrialBegan(candidate):
+                axes = _axes(candidate)
+                self._running[candidate] = _Running(self._clock(), f"starting · {axes}")
+            case TrialRetried(candidate):
+                self._running[candidate] = _Running(self._clock(), "worker died, trying again")
             case TrialAdvanced(candidate, stage):
-                self.running[candidate] = stage
+                before = self._running.get(candidate, _Running(self._clock()))
+                self._running[candidate] = replace(before, stage=stage)
             case TrialEnded(trial):
-                self.running.pop(trial.candidate, None)
-                self.trials.append(trial)
-                self._here += 1
-                self._front = _front_size(self.trials, self._objectives)
+                self._running.pop(trial.candidate, None)
+                self._standing.add(Outcomes.of([trial], self._standing.objectives))
             case Stopping(drains):
-                self.stopping = _DRAINING if drains else _STOPPING
+                self._stopping = _DRAINING if drains else _STOPPING
+
+    @property
+    def finished(self) -> int:
+        return self._standing.finished
 
     @property
     def done(self) -> str:
-        return f"{len(self.trials)}/{self.asked}"
-
-    def seconds_left(self) -> float | None:
-        """Returns the time until the sweep is complete at its pace so far; None at the start."""
-        if not self._here:
-            return None
-        pace = (self._clock() - self._began) / self._here
-        return pace * max(0, self.asked - len(self.trials))
+        return f"{self.finished}/{self.asked}"
 
     def standing(self) -> str:
-        """Returns the state of the search: 'front 4 · best val_loss 10.71 · 2 failed'."""
-        if self.stopping:
-            return self.stopping
-        parts = [f"front {self._front}"] if self._front else []
-        parts += [f"best {best}" for best in _best(self.trials, self._objectives[:1])]
-        for status in (Status.FAILED, Status.INFEASIBLE, Status.PRUNED):
-            if count := sum(trial.status is status for trial in self.trials):
-                parts.append(f"{count} {status.value}")
-        left = self.seconds_left()
-        return " · ".join([*parts, f"{_duration(left)} left"] if left is not None else parts)
+        """Returns the state of the search: '2 running · front 4 · best val_loss 10.71 · ..'."""
+        if self._stopping:
+            return self._stopping
+        now = self._clock()
+        seconds = [now - running.since for running in self._running.values()]
+        return self._standing.summary(self.asked, seconds)
+
+    def longest_running(self) -> list[tuple[Candidate, _Running]]:
+        """Returns the trials to be shown."""
+        return list(islice(self._running.items(), SHOWN))
+
+    def others_running(self) -> int:
+        """Returns how many are not shown."""
+        return max(0, len(self._running) - SHOWN)
 
     def outcome(self, trial: Trial) -> str:
         """Returns a finished trial in a line."""
@@ -170,7 +199,7 @@ class _Tally:
         else:
             result = f"{trial.status.value}  " + "  ".join(
                 f"{o.metric}={value:.4g}"
-                for o in self._objectives
+                for o in self._standing.objectives
                 if (value := o.of(trial)) is not None
             )
         return f"{_name(trial.candidate)}  {result}  ({_axes(trial.candidate)})"
@@ -189,12 +218,9 @@ class SweepProgress:
         """Shows on a console, stderr by default, with a clock in seconds."""
         console = console or Console(stderr=True)
         tally = _Tally(clock)
+        display = _LiveDisplay if console.is_terminal else _PlainDisplay
         self._tally = tally
-        self._display = (
-            _LiveDisplay(console, tally)
-            if console.is_terminal
-            else _PlainDisplay(console, tally, clock)
-        )
+        self._display = display(console, tally, clock)
 
     def __call__(self, event: Event) -> None:
         """Shows an event."""
@@ -233,15 +259,16 @@ class _PlainDisplay:
             case TrialRetried(candidate):
                 self._print(f"{_name(candidate)}  worker died, trying again")
             case _ if self._clock() - self._last >= HEARTBEAT_SECONDS:
-                running = ", ".join(
-                    f"{_name(candidate)} {_stage(stage)}"
-                    for candidate, stage in self._tally.running.items()
-                )
-                standing = self._tally.standing()
-                self._print(f"[{self._tally.done}] running: {running or 'none'} · {standing}")
+                self._print(f"[{self._tally.done}] {self._tally.standing()} · {self._running()}")
 
     def close(self) -> None:
         pass
+
+    def _running(self) -> str:
+        parts = [f"{_name(c)} {running}" for c, running in self._tally.longest_running()]
+        if others := self._tally.others_running():
+            parts.append(f"{others} more")
+        return ", ".join(parts) or "none running"
 
     def _print(self, line: str) -> None:
         self._last = self._clock()
@@ -249,77 +276,52 @@ class _PlainDisplay:
 
 
 class _LiveDisplay:
-    """A bar for the sweep, with where it stands, and one for each running trial."""
+    """A bar for the sweep, with where it stands, and one for each of some running trials.
 
-    def __init__(self, console: Console, tally: _Tally) -> None:
+    Drawn when an event comes, which is several times a second, so that no thread has to.
+    """
+
+    def __init__(self, console: Console, tally: _Tally, clock: Callable[[], float]) -> None:
         self._tally = tally
-        self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[note]}", markup=False),
-            console=console,
-            transient=True,
+        self._clock = clock
+        self._live = Live(
+            console=console, get_renderable=self._picture, auto_refresh=False, transient=True
         )
-        self._sweep: TaskID | None = None
-        self._trials: dict[Candidate, TaskID] = {}
+        self._last = clock()
 
     def show(self, event: Event) -> None:
         match event:
             case SweepBegan():
-                self._sweep = self._progress.add_task(event.sweep, total=event.asked, note="")
-                self._progress.start()
+                self._live.start()
             case Warned(message):
-                _print(self._progress.console, f"warning: {message}")  # it stays above the bars
-            case TrialBegan(candidate):
-                self._begin(candidate)
-            case TrialAdvanced(candidate, stage):
-                self._progress.update(
-                    self._begin(candidate),
-                    total=stage.steps or None,
-                    completed=stage.step,
-                    note=_stage(stage),
-                )
-            case TrialRetried(candidate):
-                note = "worker died, trying again"
-                self._progress.update(self._begin(candidate), total=None, note=note)
-            case TrialEnded(trial):
-                if (task := self._trials.pop(trial.candidate, None)) is not None:
-                    self._progress.remove_task(task)
-        if self._sweep is not None:
-            note = f"{self._tally.done} · {self._tally.standing()}"
-            self._progress.update(self._sweep, completed=len(self._tally.trials), note=note)
+                _print(self._live.console, f"warning: {message}")  # it stays above the bars
+        if self._clock() - self._last >= REFRESH_SECONDS:
+            self._last = self._clock()
+            self._live.refresh()
 
     def close(self) -> None:
-        self._progress.stop()
+        self._live.stop()
 
-    def _begin(self, candidate: Candidate) -> TaskID:
-        if candidate not in self._trials:
-            self._trials[candidate] = self._progress.add_task(
-                f"  {_name(candidate)}", total=None, note=f"starting · {_axes(candidate)}"
-            )
-        return self._trials[candidate]
+    def _picture(self) -> Table:
+        tally = self._tally
+        grid = Table.grid(padding=(0, 1))
+        standing = Text(f"{tally.done} · {tally.standing()}")
+        grid.add_row(Text(tally.sweep, no_wrap=True), _bar(tally.finished, tally.asked), standing)
+        for candidate, running in tally.longest_running():
+            bar = _bar(running.stage.step, running.stage.steps) if running.stage else _bar(0, 0)
+            note = Text(str(running), no_wrap=True, overflow="ellipsis")
+            grid.add_row(Text(f"  {_name(candidate)}", no_wrap=True), bar, note)
+        if others := tally.others_running():
+            grid.add_row(Text(f"  and {others} more", no_wrap=True), "", "")
+        return grid
+
+
+def _bar(done: int, of: int) -> ProgressBar:
+    return ProgressBar(total=of or None, completed=done, width=24)
 
 
 def _print(console: Console, line: str) -> None:
     console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _front_size(trials: Sequence[Trial], objectives: Sequence[Objective]) -> int:
-    try:
-        return len(pareto_front(trials, objectives).members)
-    except MetricError:  # costs of several hosts, which do not compare
-        return 0
-
-
-def _best(trials: Sequence[Trial], objectives: Sequence[Objective]) -> list[str]:
-    """Returns the best value of each objective, as far as there is one: 'val_loss 10.71'."""
-    best = []
-    for o in objectives:
-        values = [v for t in trials if t.reason is None and (v := o.of(t)) is not None]
-        if values:
-            value = min(values) if o.goal is Goal.MIN else max(values)
-            best.append(f"{o.metric} {value:.4g}")
-    return best
 
 
 def _name(candidate: Candidate) -> str:
@@ -332,18 +334,3 @@ def _axes(candidate: Candidate) -> str:
         f"{axis}={value:.3g}" if isinstance(value, float) else f"{axis}={value}"
         for axis, value in candidate.values
     )
-
-
-def _stage(stage: Stage | None) -> str:
-    if stage is None:
-        return "starting"
-    steps = f" {stage.step}/{stage.steps}" if stage.stage == "train" else ""
-    loss = f" · loss {stage.train_loss:.4g}" if stage.train_loss is not None else ""
-    return f"{stage.stage}{steps}{loss}"
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    return f"{minutes} min" if seconds >= 90 else f"{round(seconds)} s"

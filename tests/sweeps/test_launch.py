@@ -17,6 +17,7 @@ from sweeps.errors import SweepError
 from sweeps.evaluate import Progress
 from sweeps.launch import LaunchReport, launch
 from sweeps.ledger import Ledger, SweepFacts
+from sweeps.objectives import objective
 from sweeps.progress import (
     SweepBegan,
     TrialAdvanced,
@@ -412,7 +413,8 @@ def test_a_sweep_runs_the_number_asked_for_and_no_more(cluster, start, storage):
 def test_events_tell_the_story_of_every_trial(cluster, start):
     events = []
     report = start(6, on_event=events.append)
-    assert events[0] == SweepBegan("s", ("val_loss", "rtf_ratio"), (), 6)
+    objectives = (objective("val_loss"), objective("rtf_ratio"))
+    assert events[0] == SweepBegan("s", objectives, (), 6, baseline=channels(8).id)
     assert any(isinstance(event, Waited) for event in events)
     for trial in report.recorded:
         mine = [e for e in events if getattr(e, "candidate", None) == trial.candidate]

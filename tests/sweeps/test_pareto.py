@@ -8,7 +8,15 @@ from hypothesis.extra import numpy as hnp
 
 from sweeps.errors import MetricError, TrialError
 from sweeps.objectives import Goal, Limit, Objective, objective
-from sweeps.pareto import Exclusion, hypervolume, knee, non_dominated, pareto_front
+from sweeps.pareto import (
+    Exclusion,
+    GrowingFront,
+    ReferencePoint,
+    hypervolume,
+    knee,
+    non_dominated,
+    pareto_front,
+)
 from sweeps.trial import Candidate, Measurement, Provenance, Reason, Status, Trial
 
 LOSS, COST = objective("val_loss"), objective("rtf_ratio")
@@ -237,21 +245,87 @@ def test_knee_of_three_objectives_is_refused():
         knee(pareto_front([], [LOSS, COST, objective("parameters")]))
 
 
-cells = hnp.arrays(np.int64, st.tuples(st.integers(0, 8), st.just(2)), elements=st.integers(-2, 8))
+cells = st.integers(1, 4).flatmap(
+    lambda k: hnp.arrays(
+        np.int64, st.tuples(st.integers(0, 8), st.just(k)), elements=st.integers(-2, 5)
+    )
+)
 
 
 @given(cells)
 def test_hypervolume_is_the_number_of_unit_cells_beaten(points):
-    x, y = np.meshgrid(np.arange(-2, 6), np.arange(-2, 6))
-    beaten = [((x >= px) & (y >= py)) for px, py in points.tolist()]
-    assert hypervolume(points, (6, 6)) == np.any(beaten, axis=0).sum()
+    dimensions = points.shape[1]
+    corners = np.stack(np.meshgrid(*[np.arange(-2, 4)] * dimensions), axis=-1)
+    beaten = (corners[..., np.newaxis, :] >= points).all(axis=-1).any(axis=-1)
+    assert hypervolume(points, (4,) * dimensions) == beaten.sum()
 
 
-@given(hnp.arrays(np.float64, (5, 2), elements=finite), st.tuples(finite, finite))
+@pytest.mark.parametrize("dimensions", [2, 3, 5])
+def test_hypervolume_agrees_with_darts_thrown(dimensions):
+    rng = np.random.default_rng(dimensions)
+    points = rng.uniform(0, 1.2, (30, dimensions))
+    darts = rng.uniform(0, 1, (100_000, dimensions))
+    share = np.any([(darts >= point).all(axis=1) for point in points], axis=0).mean()
+    assert hypervolume(points, (1.0,) * dimensions) == pytest.approx(share, abs=0.008)
+
+
+@given(hnp.arrays(np.float64, (5, 3), elements=finite), st.tuples(finite, finite, finite))
 def test_hypervolume_never_falls_when_a_point_is_added(points, point):
-    before = hypervolume(points, (1e6, 1e6))
-    assert hypervolume([*points, point], (1e6, 1e6)) >= before * (1 - 1e-9)
+    before = hypervolume(points, (1e6,) * 3)
+    assert hypervolume([*points, point], (1e6,) * 3) >= before * (1 - 1e-9)
 
 
 def test_hypervolume_passes_over_nan():
     assert hypervolume([(1, 1), (math.nan, 0)], (2, 3)) == 2
+
+
+@given(any_points, st.integers(1, 5))
+def test_a_front_that_grows_is_that_of_all_points(points, at_a_time):
+    front = GrowingFront(points.shape[1])
+    seen = 0
+    for chunk in np.split(points, range(at_a_time, len(points), at_a_time)):
+        before = sorted(front.points.tolist())
+        changed = front.add(chunk)
+        seen += len(chunk)
+        now = sorted(front.points.tolist())
+        assert now == sorted(points[:seen][naive_non_dominated(points[:seen].tolist())].tolist())
+        assert changed == (now != before)
+
+
+def test_a_reference_is_ten_times_the_cost_and_twice_the_loss():
+    assert ReferencePoint.beyond([LOSS, COST], (6.0, 1.5)).worst == (12.0, 15.0)
+    assert ReferencePoint.beyond([objective("x_real_time")], (500.0,)).worst == (50.0,)
+
+
+@pytest.mark.parametrize("useless", [0.0, -1.0, math.nan, math.inf])
+def test_there_is_no_reference_beyond_a_value_that_has_no_scale(useless):
+    assert ReferencePoint.beyond([LOSS, COST], (useless, 1.0)) is None
+
+
+def test_a_hypervolume_counts_shares_of_a_loss_and_decades_of_a_cost():
+    reference = ReferencePoint((LOSS, COST), (12.0, 10.0))
+    assert reference.hypervolume([(6.0, 1.0)]) == pytest.approx(0.5 * 1)
+    # To the better loss belongs half a decade, to the lower cost one decade more.
+    front = [(3.0, 10**0.5), (6.0, 0.1)]
+    assert reference.hypervolume(front) == pytest.approx(0.75 * 0.5 + 0.5 * 1.5)
+
+
+def test_halving_a_cost_is_worth_the_same_at_any_cost():
+    reference = ReferencePoint((LOSS, COST), (12.0, 10.0))
+    volumes = [reference.hypervolume([(6.0, cost)]) for cost in (4.0, 2.0, 0.02, 0.01)]
+    assert volumes[1] - volumes[0] == pytest.approx(volumes[3] - volumes[2])
+
+
+def test_a_metric_to_be_raised_counts_as_its_inverse_to_be_lowered():
+    up = ReferencePoint((LOSS, objective("x_real_time")), (12.0, 100.0))
+    down = ReferencePoint((LOSS, objective("rtf")), (12.0, 0.01))
+    points = np.array([(3.0, 200.0), (5.0, 4000.0), (20.0, 1e6), (1.0, 1.0)])
+    inverse = points ** np.array([1, -1])
+    assert up.hypervolume(points) == pytest.approx(down.hypervolume(inverse))
+    assert up.hypervolume(points) > 0
+
+
+def test_what_has_no_place_on_a_scale_adds_no_volume():
+    reference = ReferencePoint((LOSS, COST), (12.0, 10.0))
+    assert reference.hypervolume([(6.0, 0.0), (math.nan, 1.0), (-math.inf, 1.0)]) == 0
+    assert reference.hypervolume([]) == 0

@@ -1,12 +1,16 @@
 import dataclasses
 import io
+import re
 
 import pytest
 from rich.console import Console
 
 from sweeps.evaluate import Progress
+from sweeps.objectives import objective
 from sweeps.progress import (
     HEARTBEAT_SECONDS,
+    REFRESH_SECONDS,
+    SHOWN,
     Stopping,
     SweepBegan,
     SweepProgress,
@@ -22,7 +26,7 @@ from tests.sweeps.fakes import trial_of
 
 NARROW = Candidate.of({"channels": 4, "learning_rate": 0.00123456})
 WIDE = Candidate.of({"channels": 8, "learning_rate": 0.01})
-OBJECTIVES = ("val_loss", "rtf_ratio")
+OBJECTIVES = (objective("val_loss"), objective("rtf_ratio"))
 
 
 class Clock:
@@ -69,7 +73,7 @@ def test_a_continued_sweep_counts_what_it_holds(clock):
 
 def test_a_heartbeat_comes_after_a_long_silence_only(clock):
     began = SweepBegan("s", OBJECTIVES, (), 3)
-    ended = TrialEnded(trial_of("s", NARROW))
+    ended = TrialEnded(trial_of("s", NARROW, seconds=80.0))
     advanced = TrialAdvanced(WIDE, Progress("train", 120, 300, 7.125))
     gap = HEARTBEAT_SECONDS
     quiet = [began, ended, TrialBegan(WIDE), advanced, gap - 1, advanced, Waited()]
@@ -77,8 +81,8 @@ def test_a_heartbeat_comes_after_a_long_silence_only(clock):
     beats = shown(clock, *quiet, 1.0, Waited(), Waited(), gap, Waited()).splitlines()[2:]
     assert len(beats) == 2
     assert beats[0] == (
-        f"[1/3] running: {WIDE.id[:6]} train 120/300 · loss 7.125 · front 1 · best val_loss 2.5"
-        " · 60 s left"
+        "[1/3] 1 running · front 1 · hypervolume 0.5 · best val_loss 2.5 · 2 min left"
+        f" · {WIDE.id[:6]} train 120/300 · loss 7.125"
     )
 
 
@@ -102,21 +106,42 @@ def test_a_terminal_shows_where_the_sweep_and_its_trials_are(clock):
         TrialBegan(WIDE),
         TrialAdvanced(WIDE, Progress("train", 120, 300, 7.125)),
         TrialEnded(Trial("s", Candidate.of({"channels": 1}), reason=Reason.CRASHED)),
+        REFRESH_SECONDS,
+        Waited(),
         terminal=True,
     )
-    assert "2/4 · front 1 · best val_loss 2.5 · 1 failed" in text
+    assert "2/4 · 1 running · front 1 · hypervolume 0.5 · best val_loss 2.5 · 1 failed" in text
     assert f"{WIDE.id[:6]}" in text
     assert "train 120/300 · loss 7.125" in text
 
 
-def test_raw_costs_of_several_hosts_have_no_front(clock):
+def test_a_terminal_is_not_drawn_anew_for_each_of_many_events(clock):
+    began = SweepBegan("s", OBJECTIVES, (), 4)
+    steps = [TrialAdvanced(WIDE, Progress("train", step, 300)) for step in range(300)]
+    text = shown(clock, began, *steps[:200], REFRESH_SECONDS, *steps[200:], terminal=True)
+    # One picture when its time has come, one at the end.
+    assert re.findall(r"train (\d+)", text) == ["200", "299"]
 
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_of_hundreds_that_run_the_first_are_shown_and_the_others_counted(clock, terminal):
+    running = [Candidate.of({"channels": 100 + i}) for i in range(300)]
+    began = [SweepBegan("s", OBJECTIVES, (), 4), *map(TrialBegan, running)]
+    first = TrialEnded(Trial("s", running[0], reason=Reason.CRASHED))
+    text = shown(clock, *began, HEARTBEAT_SECONDS, Waited(), terminal=terminal)
+    assert [c.id[:6] in text for c in running] == [True] * SHOWN + [False] * (300 - SHOWN)
+    assert f"{300 - SHOWN} more" in text
+    text = shown(clock, *began, first, HEARTBEAT_SECONDS, Waited(), terminal=terminal)
+    assert [c.id[:6] in text for c in running[1:]] == [True] * SHOWN + [False] * (299 - SHOWN)
+
+
+def test_raw_costs_of_several_hosts_have_no_front(clock):
     trials = []
     for candidate, host in ((NARROW, "a"), (WIDE, "b")):
         trial = trial_of("s", candidate, rtf=1.0)
         provenance = dataclasses.replace(trial.provenance, host_fingerprint=host)
         trials.append(dataclasses.replace(trial, provenance=provenance))
-    began = SweepBegan("s", ("val_loss", "rtf"), tuple(trials), 3)
+    began = SweepBegan("s", (objective("val_loss"), objective("rtf")), tuple(trials), 3)
     text = shown(clock, began, HEARTBEAT_SECONDS, Waited())
     assert "front" not in text
     assert "best val_loss 1.25" in text
