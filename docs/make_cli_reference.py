@@ -8,7 +8,8 @@ from pathlib import Path
 from sweeps.cli import main
 
 VERBS = (
-    "prepare", "launch", "status", "front", "show", "promote", "verify", "render", "bench", "demo",
+    "prepare", "launch", "slurm", "status", "front", "show", "promote", "verify", "render", "bench",
+    "demo",
 )  # fmt: skip
 TARGET = Path(__file__).with_name("cli.md")
 

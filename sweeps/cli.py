@@ -7,6 +7,7 @@ that help and queries answer without TensorFlow and Ray.
 
 import argparse
 import os
+import shlex
 import sys
 import textwrap
 import traceback
@@ -203,6 +204,37 @@ def _print_plan(run: "RunConfig", options: argparse.Namespace) -> None:
     )
     print(f"data: {options.data}, {facts.n_train} + {facts.n_validation} clips")
     print(f"storage: {options.storage}\n\n{run.text}")
+
+
+def _slurm(options: argparse.Namespace) -> None:
+    from sweeps.slurm import SlurmJob, sbatch_script, write_script
+
+    launch = _parser().parse_args(["launch", *options.launch])
+    if launch.address or launch.dry_run:
+        raise SweepError(
+            f"a job takes no {'--address' if launch.address else '--dry-run'}",
+            hint="leave it out: a job starts a cluster of its own",
+        )
+    if launch.cpus_per_trial > options.cpus_per_node:
+        raise SweepError(
+            f"a trial asks for {launch.cpus_per_trial:g} CPUs, a node has {options.cpus_per_node}",
+            hint="raise --cpus-per-node, or lower --cpus-per-trial",
+        )
+    _run_to_launch(launch)  # what is wrong with it, is said now and not when the job's turn comes
+    job = SlurmJob(
+        launch.name,
+        ("sweeps", "launch", *options.launch),
+        folder=Path.cwd(),
+        storage=launch.storage,
+        nodes=options.nodes,
+        cpus_per_node=options.cpus_per_node,
+        time_limit=options.time_limit,
+        options=tuple(options.sbatch),
+        setup=tuple(options.setup) or (f"export PATH={shlex.quote(sys.prefix)}/bin:$PATH",),
+    )
+    write_script(options.out, sbatch_script(job, script=str(options.out)))
+    print(f"{options.out}: '{launch.name}' on {job.nodes} nodes of {job.cpus_per_node} CPUs")
+    _say(f"next: sbatch {options.out}")
 
 
 def _status(options: argparse.Namespace) -> None:
@@ -444,6 +476,10 @@ def _parser() -> argparse.ArgumentParser:
         "sweeps launch --name cello  # continues it: what is not given is as it was",
         "sweeps launch tiny.gin --name c2 --data datasets/cello --trials 8 --set STEPS=500",
         "sweeps launch --name cello --data datasets/cello --trials 32 --dry-run"))  # fmt: skip
+    _add_slurm(add("slurm", _slurm, "write a SLURM job that starts or continues a sweep",
+        "sweeps slurm --out cello.sbatch --nodes 4 --cpus-per-node 16 --time-limit 8:00:00 \\",
+        "  -- --name cello --data datasets/cello --trials 256",
+        "sbatch cello.sbatch  # again: continues it"))  # fmt: skip
     status = add("status", _status, "show what became of the trials of each sweep",
         "sweeps status", "sweeps status cello --json")  # fmt: skip
     status.add_argument("sweep", nargs="?", help="one sweep; by default all")
@@ -516,6 +552,19 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
     add("--max-concurrent", type=_positive, metavar="N", help="trials at a time at the most")
     add("--dry-run", action="store_true", help="show axes, budget, resources and resolved gin")
     _add_storage(parser)
+
+
+def _add_slurm(parser: argparse.ArgumentParser) -> None:
+    add, several = parser.add_argument, partial(parser.add_argument, action="append", default=[])
+    add("--out", required=True, type=Path, metavar="FILE.sbatch", help="the script to write")
+    add("--nodes", type=_positive, default=1, metavar="N", help="default: 1")
+    add("--cpus-per-node", type=_positive, required=True, metavar="N", help="for trials")
+    add("--time-limit", default="", metavar="T", help="such as 8:00:00; default: the partition's")
+    several("--sbatch", metavar="OPTION", help="any other of sbatch's, such as partition=long")
+    several("--setup", metavar="COMMAND",
+        help="of the shell, before the sweep, such as 'module load python'; "
+        "default: put this Python's programs on the path")  # fmt: skip
+    add("launch", nargs="+", metavar="LAUNCH_OPTION", help="after '--': what 'sweeps launch' takes")
 
 
 def _add_front(parser: argparse.ArgumentParser) -> None:

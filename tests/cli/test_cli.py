@@ -588,3 +588,58 @@ def test_an_unexpected_error_ends_with_three(
     monkeypatch.setattr("sweeps.ledger.list_sweeps", broken)
     assert run("status") == 3
     assert "boom" in capsys.readouterr().err
+
+
+def slurm(tmp_path: Path, *arguments: str) -> int:
+    job = ["--out", str(tmp_path / "j.sbatch"), "--nodes", "2", "--cpus-per-node", "4"]
+    return run("slurm", *job, *arguments)
+
+
+def test_a_slurm_job_launches_as_the_line_after_the_dashes_would(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = make_dataset(tmp_path / "data")
+    line = ["--name", "mine", "--data", data, "--trials", "9", "--set", "CHANNELS=(4, 8)"]
+    extra = ["--time-limit", "2:00:00", "--sbatch", "partition=long", "--setup", "module load py"]
+    assert slurm(tmp_path, *extra, "--", *line, "--storage", "my runs") == 0
+    printed = capsys.readouterr()
+    assert printed.err == f"next: sbatch {tmp_path}/j.sbatch\n"
+    script = (tmp_path / "j.sbatch").read_text()
+    words = f"sweeps launch --name mine --data {data} --trials 9 --set 'CHANNELS=(4, 8)'"
+    assert f"\nattend {words} --storage 'my runs' --address \"$host:$port\"\n" in script
+    for part in (
+        f"cd {tmp_path}",
+        "module load py",
+        "export SWEEPS_STORAGE='my runs'",
+        "#SBATCH --nodes=2",
+        "#SBATCH --cpus-per-task=4",
+        "#SBATCH --time=2:00:00",
+        "#SBATCH --partition=long",
+    ):
+        assert f"\n{part}\n" in script
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "error"),
+    [
+        (["--name", "new"], 1, "no sweep named 'new' to continue"),
+        (["--name", "tiny", "--address", "auto"], 1, "a job takes no --address"),
+        (["--name", "tiny", "--cpus-per-trial", "8"], 1, "a trial asks for 8 CPUs, a node has 4"),
+        (["--name", "tiny", "--set", "NONE=1"], 1, "NONE"),
+        (["--name", "tiny", "--trails", "8"], 2, "unrecognized arguments: --trails"),
+    ],
+)
+def test_a_slurm_job_that_would_fail_is_not_written(
+    line: list[str],
+    status: int,
+    error: str,
+    storage: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SWEEPS_STORAGE", storage)
+    assert slurm(tmp_path, "--", *line) == status
+    assert error in capsys.readouterr().err
+    assert not (tmp_path / "j.sbatch").exists()
