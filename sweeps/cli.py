@@ -6,6 +6,7 @@ that help and queries answer without TensorFlow and Ray.
 """
 
 import argparse
+import math
 import os
 import shlex
 import sys
@@ -238,29 +239,52 @@ def _slurm(options: argparse.Namespace) -> None:
 
 
 def _status(options: argparse.Namespace) -> None:
-    from sweeps.ledger import Ledger, list_sweeps
-    from sweeps.tables import print_json, print_status, status_record
+    from sweeps.ledger import list_sweeps
+    from sweeps.status import StatusReader
+    from sweeps.tables import print_json, print_status, print_statuses
 
-    names = [options.sweep] if options.sweep else list_sweeps(options.storage)
-    ledgers = [Ledger.open(options.storage, name) for name in names]
-    rows = [
-        status_record(
-            ledger.name,
-            ledger.trials(),
-            asked=ledger.facts.trials_asked,
-            in_flight=len(ledger.started()),
-        )
-        for ledger in ledgers
-    ]
-    if options.json:
-        print_json(rows)
+    if options.watch is not None:
+        _watch(options)
         return
-    if not rows:
+    names = [options.sweep] if options.sweep else list_sweeps(options.storage)
+    statuses = [StatusReader(options.storage, name).read() for name in names]
+    if options.json:
+        print_json([status.to_record() for status in statuses])
+        return
+    if not names:
         _say(f"no sweeps in '{options.storage}'")
         _say("next: sweeps launch --name NAME --data DATASET --trials 16")
         return
-    print_status(rows)
+    if options.sweep:
+        print_status(statuses[0])
+    else:
+        print_statuses(statuses)
     _say(f"next: sweeps front {names[0]}{_storage_flag(options)}")
+
+
+def _watch(options: argparse.Namespace) -> None:
+    """Shows a sweep until it is complete: in place on a terminal, else in a line each time."""
+    from rich.console import Console
+    from rich.live import Live
+
+    from sweeps.progress import SHOWN
+    from sweeps.status import StatusReader, watch
+    from sweeps.tables import json_line, status_line, status_picture
+
+    if not options.sweep:
+        raise SweepError("which sweep?", hint="sweeps status NAME --watch")
+    statuses = watch(StatusReader(options.storage, options.sweep), options.watch)
+    console = Console()
+    if options.json or not console.is_terminal:
+        for status in statuses:
+            print(
+                json_line(status.to_record()) if options.json else status_line(status), flush=True
+            )
+    else:
+        with Live(console=console, auto_refresh=False) as live:
+            for status in statuses:
+                live.update(status_picture(status, SHOWN), refresh=True)
+    _say(f"next: sweeps front {options.sweep}{_storage_flag(options)}")
 
 
 def _front(options: argparse.Namespace) -> None:
@@ -481,8 +505,11 @@ def _parser() -> argparse.ArgumentParser:
         "  -- --name cello --data datasets/cello --trials 256",
         "sbatch cello.sbatch  # again: continues it"))  # fmt: skip
     status = add("status", _status, "show what became of the trials of each sweep",
-        "sweeps status", "sweeps status cello --json")  # fmt: skip
+        "sweeps status", "sweeps status cello --json", "sweeps status cello --watch",
+        "sweeps status cello --watch 60 --storage s3://bucket/sweeps --json")  # fmt: skip
     status.add_argument("sweep", nargs="?", help="one sweep; by default all")
+    status.add_argument("--watch", nargs="?", type=_seconds, const=5.0, metavar="SECONDS",
+        help="look again every so often, 5 s by default, until it is complete")  # fmt: skip
     _add_storage(status)
     _add_json(status)
     _add_front(add("front", _front, "show the Pareto front of a sweep",
@@ -628,6 +655,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a time above 0")
     return value
 
 

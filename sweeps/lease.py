@@ -114,6 +114,29 @@ def leased(
                 location.delete(name)
 
 
+class LeaseWatch:
+    """Tells from any machine which host a sweep is launched on."""
+
+    def __init__(self, location: Location, sweep: str) -> None:
+        """Watches the lease on a sweep."""
+        self._location = location
+        self._name = f"{sweep}/lease.json"
+        self._seen: _Lease | None = None
+        self._seen_at = time.monotonic()
+
+    def host(self) -> str:
+        """Returns the host whose launch holds the lease; '' where there is none, or it is dead.
+
+        Raises:
+          LedgerError: The storage cannot be read.
+        """
+        lease = _read(self._location, self._name)
+        if lease != self._seen:
+            self._seen, self._seen_at = lease, time.monotonic()
+        expired = time.monotonic() - self._seen_at >= EXPIRY_SECONDS
+        return "" if lease is None or lease.alive is False or expired else lease.host
+
+
 def _acquire(
     location: Location, name: str, sweep: str, mine: _Lease, waiting: Callable[[str], None]
 ) -> None:

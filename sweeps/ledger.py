@@ -28,7 +28,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, NamedTuple, TypeVar, get_args, get_origin
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +48,7 @@ from sweeps.pareto import (
     columns_needed,
     front_rows,
 )
+from sweeps.standing import Outcomes
 from sweeps.storage import Location
 from sweeps.trial import (
     METRICS,
@@ -563,19 +564,25 @@ class Ledger:
 
     def _read(self, columns: Sequence[str], ids: Collection[str] | None = None) -> pa.Table:
         """Reads some columns of all trials, or of those with these ids; one row an id."""
-        columns = tuple(dict.fromkeys(("schema_version", "trial_id", *columns)))
         wanted = None if ids is None else _to_strings(sorted(ids))
+        return self._read_files(lambda: self._files(ids), columns, wanted)[1]
 
-        def read() -> list[pa.Table]:
-            names = self._files(ids)
-            return self.location.each(lambda name: self._load(name, columns, wanted), names)
+    def _read_files(
+        self, list_files: Callable[[], list[str]], columns: Sequence[str], ids: pa.Array | None
+    ) -> tuple[list[str], pa.Table]:
+        """Reads some columns of some files; returns these files, and one row an id."""
+        columns = tuple(dict.fromkeys(("schema_version", "trial_id", *columns)))
 
-        tables = _while_files_move(read)
+        def read() -> tuple[list[str], list[pa.Table]]:
+            names = list_files()
+            return names, self.location.each(lambda name: self._load(name, columns, ids), names)
+
+        names, tables = _while_files_move(read)
         if not tables:
-            return SCHEMA.empty_table().select(columns)
+            return names, SCHEMA.empty_table().select(columns)
         # A column that only some releases knew is filled with null.
         table = pa.concat_tables(tables, promote_options="permissive")
-        return _first_of_each_id(_conform(table, columns))
+        return names, _first_of_each_id(_conform(table, columns))
 
     def _files(self, ids: Collection[str] | None = None) -> list[str]:
         """Returns the files to read for all trials, or for those with these ids; oldest first."""
@@ -675,6 +682,84 @@ class Ledger:
         except FileNotFoundError:
             return None
         return f"{_models(self.name)}/{trial_id}/{version}"
+
+
+class _Mark(NamedTuple):
+    """A started mark as it was listed; it may be written anew."""
+
+    name: str
+    size: int | None
+    mtime_ns: int | None
+
+
+class Tail:
+    """Reads what is new in a sweep since it was read last: each file once, and each trial once.
+
+    It keeps the ids of all trials in mind, some 100 bytes each. Not for several threads at once.
+    """
+
+    def __init__(self, ledger: Ledger, objectives: Sequence[Objective]) -> None:
+        """Begins at the sweep's first trial, and reads what these objectives need."""
+        self._ledger = ledger
+        self._metrics = columns_needed(objectives, ())
+        self._ids: set[str] = set()
+        self._merged: set[str] = set()
+        self._attempts: dict[_Mark, Attempt] = {}
+
+    def read(self) -> tuple[Outcomes, list[Attempt]]:
+        """Returns the trials that were not on record at the last call, and what is started now.
+
+        Raises:
+          LedgerError: A record cannot be read, or a newer release wrote it.
+        """
+        # Marks first: a trial that ends meanwhile is then found among them, or on record.
+        attempts = self._read_marks()
+        outcomes = self._read_records()
+        return outcomes, [each for each in attempts if each.candidate.id not in self._ids]
+
+    def _read_records(self) -> Outcomes:
+        columns = ("reason", "host_fingerprint", "started_at", "finished_at", *self._metrics)
+        names, table = self._ledger._read_files(self._new_files, columns, None)
+        ids = table["trial_id"].to_pylist()
+        new = [row for row, trial_id in enumerate(ids) if trial_id not in self._ids]
+        if len(new) < len(ids):
+            table, ids = table.take(_to_arrow(np.array(new, np.intp))), [ids[row] for row in new]
+        self._ids.update(ids)
+        # The others are named by the one trial that they hold.
+        self._merged.update(name for name in names if PurePosixPath(name).stem not in self._ids)
+        return Outcomes(
+            ids=ids,
+            records=_records(table, self._metrics),
+            hosts=[host or "" for host in _codes(table["host_fingerprint"])[1]],
+            started_at=np.nan_to_num(_column(table["started_at"]).values),
+            finished_at=np.nan_to_num(_column(table["finished_at"]).values),
+        )
+
+    def _read_marks(self) -> list[Attempt]:
+        location, folder = self._ledger.location, _started(self._ledger.name)
+        marks = [
+            _Mark(f"{folder}/{info.base_name}", info.size, info.mtime_ns)
+            for info in location.entries(folder)
+            if info.is_file and PurePosixPath(info.base_name).stem not in self._ids
+        ]
+        new = [mark for mark in marks if mark not in self._attempts]
+        read = dict(zip(new, location.each(self._attempt, new), strict=True))
+        known = {mark: self._attempts.get(mark) or read.get(mark) for mark in marks}
+        self._attempts = {mark: attempt for mark, attempt in known.items() if attempt}
+        return list(self._attempts.values())
+
+    def _attempt(self, mark: "_Mark") -> Attempt | None:
+        try:
+            return Attempt.from_json(self._ledger.location.read(mark.name).decode())
+        except FileNotFoundError:  # its trial has just finished
+            return None
+
+    def _new_files(self) -> list[str]:
+        return [
+            name
+            for name in self._ledger._files()
+            if name not in self._merged and PurePosixPath(name).stem not in self._ids
+        ]
 
 
 _FAN_IN = (2, 8, 8)

@@ -190,7 +190,7 @@ class Standing:
         shown = (Status.FAILED, Status.INFEASIBLE, Status.PRUNED)
         parts += [f"{self.counts[s]} {s.value}" for s in shown if self.counts[s]]
         if left := self.seconds_left(asked, running):
-            parts.append(f"{_duration(left)} left")
+            parts.append(f"{duration(left)} left")
         return " · ".join(parts)
 
     def _note_first(self, outcomes: Outcomes, rows: Ints, values: Floats) -> None:
@@ -229,7 +229,8 @@ class Standing:
         self._seconds.extend(np.maximum(seconds, 0.0).tolist())
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Returns a time for people: '45 s', '12 min', '3 h 05 min'."""
     minutes = round(seconds / 60)
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60:02d} min"

@@ -5,20 +5,23 @@ import io
 import json
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
 
 from sweeps.objectives import metric
 from sweeps.pareto import ParetoFront
-from sweeps.trial import METRICS, Status, Trial
+from sweeps.standing import duration
+from sweeps.trial import METRICS, Attempt, Trial
 
 if TYPE_CHECKING:
+    from sweeps.status import SweepStatus
     from thesis.bench import BenchReport, BenchRow
 
 ID_DIGITS = 6
@@ -47,6 +50,11 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 def print_json(value: Any) -> None:
     """Prints one JSON document to stdout."""
     print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def json_line(value: Any) -> str:
+    """Returns one JSON document in a line."""
+    return json.dumps(value, allow_nan=False)
 
 
 def print_csv(records: Sequence[Mapping[str, Any]]) -> None:
@@ -149,30 +157,51 @@ def _provenance(trial: Trial) -> dict[str, Any]:
     }
 
 
-def status_record(
-    name: str, trials: Sequence[Trial], *, asked: int, in_flight: int
-) -> dict[str, Any]:
-    """Returns where a sweep stands, with stable keys."""
-    counts = Counter(trial.status for trial in trials)
-    losses = [t.measurement.val_loss for t in trials if t.status is Status.COMPLETED]
-    return {
-        "sweep": name,
-        "finished": len(trials),
-        "asked": asked,
-        **{status.value: counts[status] for status in Status},
-        "in_flight": in_flight,
-        "best_val_loss": min((loss for loss in losses if loss is not None), default=None),
-    }
-
-
-def print_status(records: Sequence[Mapping[str, Any]]) -> None:
+def print_statuses(statuses: Sequence["SweepStatus"]) -> None:
     """Prints where sweeps stand, a line each."""
-    columns = list(records[0])
-    rows = [
-        ["" if r[c] is None else r[c] if c == "sweep" else format_number(r[c]) for c in columns]
-        for r in records
-    ]
+    hidden = {"hypervolume_reference", "seconds_left", "launched_on", "running", "at"}
+    records = [status.to_record() for status in statuses]
+    columns = [name for name in dict.fromkeys(chain(*records)) if name not in hidden]
+    rows = [[_plain(record.get(column)) for column in columns] for record in records]
     print_table([column.replace("_", " ") for column in columns], rows)
+
+
+def print_status(status: "SweepStatus") -> None:
+    """Prints where one sweep stands, and what runs where since when."""
+    print(status_line(status))
+    if status.running:
+        print()
+        columns = ["trial", "host", "for", "workers lost"]
+        print_table(columns, [_attempt_row(attempt, status.at) for attempt in status.running])
+
+
+def status_line(status: "SweepStatus") -> str:
+    """Returns where a sweep stands in a line."""
+    return f"{status.sweep}: {status.standing.finished}/{status.asked} · {status.summary()}"
+
+
+def status_picture(status: "SweepStatus", shown: int) -> Group:
+    """Returns where a sweep stands, with so many of its running trials, for a display in place."""
+    lines = [status_line(status)]
+    for attempt in status.running[:shown]:
+        trial, host, since, lost = _attempt_row(attempt, status.at)
+        again = f", {lost} workers lost before" if lost else ""
+        lines.append(f"  {trial} on {host or 'no host yet'} for {since}{again}")
+    if (others := len(status.running) - shown) > 0:
+        lines.append(f"  and {others} more")
+    return Group(*map(Text, lines))
+
+
+def _attempt_row(attempt: Attempt, now: float) -> list[str]:
+    since = duration(max(0.0, now - attempt.began_at)) if attempt.began_at else "?"
+    lost = attempt.deaths + attempt.losses
+    return [attempt.candidate.id[:ID_DIGITS], attempt.host, since, str(lost or "")]
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else format_number(value)
 
 
 def print_bench(report: "BenchReport") -> None:

@@ -1,11 +1,14 @@
 """The command line: what it prints, how it ends, what it imports."""
 
 import csv
+import dataclasses
 import inspect
 import io
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,9 @@ import soundfile
 
 from sweeps.cli import main
 from sweeps.config import find_run, load_run
+from sweeps.lease import leased
 from sweeps.ledger import Ledger, SweepFacts
-from sweeps.trial import Candidate, Measurement, Provenance, Reason, Trial
+from sweeps.trial import Attempt, Candidate, Measurement, Provenance, Reason, Trial
 from tests.sweeps.fakes import make_dataset
 from thesis.bench import BenchReport, BenchRow, bench
 from thesis.bench_variants import Skipped
@@ -643,3 +647,94 @@ def test_a_slurm_job_that_would_fail_is_not_written(
     assert slurm(tmp_path, "--", *line) == status
     assert error in capsys.readouterr().err
     assert not (tmp_path / "j.sbatch").exists()
+
+
+def test_status_of_one_sweep_tells_what_runs_where(
+    storage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger = Ledger.open(storage, "tiny")
+    candidate = Candidate.of({"channels": 3})
+    ledger.mark_started(Attempt(candidate, "node-7", began_at=time.time() - 600, losses=2))
+    assert run("status", "tiny", "--storage", storage) == 0
+    assert "tiny: 5/8 · front 3" in (out := capsys.readouterr().out)
+    assert "no launch is running" in out
+    assert "node-7" not in out
+    with leased(ledger.location, "tiny"):
+        assert run("status", "tiny", "--storage", storage) == 0
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert row.split() == [candidate.id[:6], "node-7", "10", "min", "2"]
+
+
+def complete(storage: str) -> None:
+    facts = dataclasses.replace(Ledger.open(storage, "tiny").facts, trials_asked=5)
+    Ledger.create(storage, "tiny", facts)
+
+
+def test_a_watch_prints_a_line_each_time_and_ends_with_the_sweep(
+    storage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    complete(storage)
+    assert run("status", "tiny", "--watch", "--storage", storage) == 0
+    out, err = capsys.readouterr()
+    assert out == "tiny: 5/5 · front 3 · best val_loss 8 · 1 failed\n"
+    assert err.startswith("next: sweeps front tiny")
+    assert run("status", "tiny", "--watch", "--json", "--storage", storage) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["finished"] == 5
+
+
+def test_a_watch_on_a_terminal_lists_some_of_what_runs(
+    storage: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete(storage)
+    ledger = Ledger.open(storage, "tiny")
+    for channels in range(100, 120):
+        candidate = Candidate.of({"channels": channels})
+        ledger.mark_started(Attempt(candidate, f"node-{channels}", began_at=time.time() - channels))
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with leased(ledger.location, "tiny"):
+        assert run("status", "tiny", "--watch", "--storage", storage) == 0
+    out = capsys.readouterr().out
+    assert "node-119 for 2 min" in out
+    assert "node-100" not in out
+    assert "and 12 more" in out
+
+
+def test_an_interrupted_watch_leaves_its_last_line(storage: str) -> None:
+    arguments = ["status", "tiny", "--watch", "0.05", "--json", "--storage", storage]
+    # As from a terminal: a shell has jobs in the background ignore interrupts.
+    code = f"import signal; signal.signal(2, signal.default_int_handler)\n{QUERY}"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as watching:
+        assert watching.stdout
+        lines = [watching.stdout.readline() for _ in range(3)]
+        watching.send_signal(signal.SIGINT)
+        _, err = watching.communicate(timeout=60)
+    assert watching.returncode == 130
+    assert err.splitlines() == ["interrupted", "heavy: []"]
+    times = [json.loads(line)["at"] for line in lines]
+    assert times == sorted(set(times))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["--watch"], 1, "which sweep?"),
+        (["tiny", "--watch", "0"], 2, "0 is not a time above 0"),
+        (["tiny", "--watch", "nan"], 2, "nan is not a time above 0"),
+        (["tny", "--watch"], 1, "did you mean 'tiny'?"),
+    ],
+)
+def test_a_watch_that_cannot_be_is_refused(
+    storage: str,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    status: int,
+    words: str,
+) -> None:
+    assert run("status", *arguments, "--storage", storage) == status
+    assert_one_error(capsys, words)

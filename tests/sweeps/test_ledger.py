@@ -21,9 +21,9 @@ from pyarrow import fs
 from sweeps import ledger as ledger_module
 from sweeps import storage as storage_module
 from sweeps.errors import LedgerError, SweepError, TrialError
-from sweeps.ledger import SCHEMA, Ledger, SweepFacts, find_trial, list_sweeps
+from sweeps.ledger import SCHEMA, Ledger, SweepFacts, Tail, find_trial, list_sweeps
 from sweeps.objectives import Limit, objective
-from sweeps.pareto import pareto_front
+from sweeps.pareto import REASONS, pareto_front
 from sweeps.storage import Location
 from sweeps.trial import (
     METRICS,
@@ -913,3 +913,82 @@ def test_a_front_is_read_without_loading_pandas_datasets_ray_or_tensorflow(tmp_p
         sys.exit(f"loaded {heavy}" if heavy else 0)
     """
     assert run(code, tmp_path).wait(timeout=60) == 0
+
+
+# -- reading what is new
+
+
+def told(outcomes):
+    """What a tail tells of each trial, by id."""
+    columns = outcomes.records.columns
+    return {
+        trial_id: (
+            REASONS[outcomes.records.reasons[row]],
+            outcomes.hosts[outcomes.records.hosts[row]],
+            outcomes.finished_at[row],
+            *(columns[name].values[row] for name in ("val_loss", "rtf_ratio")),
+        )
+        for row, trial_id in enumerate(outcomes.ids)
+    }
+
+
+def test_a_tail_tells_each_trial_once_whatever_file_it_moves_to(ledger):
+    trials = [
+        trial(n, val_loss=float(n), rtf_ratio=n / 4)
+        if n % 5
+        else dataclasses.replace(trial(n, reason=Reason.DIVERGED, val_loss=0.0, rtf_ratio=0.0))
+        for n in range(40)
+    ]
+    expected = {
+        t.id: (t.reason, "h", t.provenance.finished_at, t.metric("val_loss"), t.metric("rtf_ratio"))
+        for t in trials
+    }
+    tail, seen = Tail(ledger, OBJECTIVES), {}
+    other = Ledger.open(ledger.location, "tiny")
+    for first in range(0, 40, 4):
+        for each in trials[first : first + 3]:
+            other.append(each)
+        if first % 8:
+            other.compact()
+        other.extend(trials[first + 3 : first + 4])
+        outcomes, _ = tail.read()
+        assert len(outcomes.ids) == 4
+        seen |= told(outcomes)
+    assert seen == expected
+    assert tail.read()[0].ids == []
+    assert told(Tail(other, OBJECTIVES).read()[0]) == expected
+
+
+def test_a_tail_opens_no_file_twice(tmp_path, monkeypatch):
+    ledger = Ledger.create(str(tmp_path), "tiny", facts())
+    opened, load = [], ledger._load
+    monkeypatch.setattr(ledger, "_load", lambda name, *_: opened.append(name) or load(name, *_))
+    tail, writer = Tail(ledger, OBJECTIVES), Ledger.open(str(tmp_path), "tiny")
+    for number in range(9):
+        writer.append(trial(number))
+        if number % 3 == 2:
+            writer.compact()
+        tail.read()
+        tail.read()
+        assert len(opened) == number + 1, "the new record, or the merged file that it is in"
+    assert len(set(opened)) == 9
+
+
+def test_a_tail_tells_what_is_started_and_not_on_record(ledger):
+    tail = Tail(ledger, OBJECTIVES)
+    first, second = (Attempt(trial(n).candidate, host="a", began_at=float(n)) for n in (1, 2))
+    ledger.mark_started(first)
+    ledger.mark_started(second)
+    assert sorted(tail.read()[1], key=lambda each: each.began_at) == [first, second]
+    ledger.append(trial(1))
+    assert tail.read()[1] == [second]
+    ledger.mark_started(first)  # by a worker that does not know yet
+    assert tail.read()[1] == [second]
+
+
+def test_a_tail_sees_that_another_host_has_taken_over(tmp_path):
+    ledger = Ledger.create(str(tmp_path), "tiny", facts())
+    tail = Tail(ledger, OBJECTIVES)
+    for attempt in (Attempt(trial(1).candidate, "a"), Attempt(trial(1).candidate, "bc", deaths=1)):
+        ledger.mark_started(attempt)
+        assert tail.read()[1] == [attempt]

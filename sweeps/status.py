@@ -1,0 +1,142 @@
+"""Where a sweep stands, as any machine sees it that reaches the storage: from the ledger only."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sweeps.config import parse_run
+from sweeps.lease import LeaseWatch
+from sweeps.ledger import Ledger, Tail
+from sweeps.objectives import objective
+from sweeps.standing import Standing, limited_objectives
+from sweeps.storage import Location
+from sweeps.trial import Attempt, Status
+from thesis.errors import UserError
+
+
+@dataclass(frozen=True)
+class SweepStatus:
+    """Where a sweep stands.
+
+    Attributes:
+      sweep: Its name.
+      asked: Number of finished trials that it shall hold.
+      standing: What its records add up to; goes on being kept up to date by the reader.
+      started: Attempts at candidates that are not finished, the longest one first. They run if a
+        launch does; else the next launch continues them.
+      launched_on: Host of the launch that is alive; '' where there is none. One that was killed
+        on another machine is noticed after `sweeps.lease.EXPIRY_SECONDS` of watching.
+      at: Unix time of this status.
+    """
+
+    sweep: str
+    asked: int
+    standing: Standing
+    started: tuple[Attempt, ...]
+    launched_on: str
+    at: float
+
+    @property
+    def complete(self) -> bool:
+        """Whether the sweep holds all trials that were asked for."""
+        return self.standing.finished >= self.asked
+
+    @property
+    def running(self) -> tuple[Attempt, ...]:
+        """The attempts that somebody works on."""
+        return self.started if self.launched_on else ()
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Time until the sweep is complete; None where nothing tells."""
+        return self.standing.seconds_left(self.asked, self._seconds())
+
+    def summary(self) -> str:
+        """Returns it in a line, without the number of trials."""
+        parts = [self.standing.summary(self.asked, self._seconds())]
+        if not self.launched_on and not self.complete:
+            parts.append("no launch is running")
+        return " · ".join(filter(None, parts))
+
+    def to_record(self) -> dict[str, Any]:
+        """Returns it for programs, with stable keys; best is that of the first objective."""
+        standing, reference = self.standing, self.standing.reference
+        metrics = [o.metric for o in standing.objectives]
+        return {
+            "sweep": self.sweep,
+            "finished": standing.finished,
+            "asked": self.asked,
+            **{status.value: standing.counts[status] for status in Status},
+            "in_flight": len(self.started),
+            "front": standing.front_size,
+            "hypervolume": standing.hypervolume,
+            "hypervolume_reference": reference and dict(zip(metrics, reference.worst, strict=True)),
+            f"best_{metrics[0]}": standing.best,
+            "seconds_left": self.seconds_left,
+            "launched_on": self.launched_on or None,
+            "running": [
+                asdict(attempt) | {"candidate": dict(attempt.candidate.values)}
+                for attempt in self.running
+            ],
+            "at": self.at,
+        }
+
+    def _seconds(self) -> list[float]:
+        # Of another host's clock.
+        return [max(0.0, self.at - attempt.began_at) for attempt in self.running]
+
+
+class StatusReader:
+    """Reads where a sweep stands, again and again; what was read once is not read again."""
+
+    def __init__(self, storage: str | Path | Location, sweep: str) -> None:
+        """Looks for a sweep.
+
+        Raises:
+          SweepError: There is none of this name.
+          LedgerError: The storage cannot be read.
+        """
+        self._ledger = Ledger.open(storage, sweep)
+        facts = self._ledger.facts
+        try:
+            run = parse_run(facts.gin_config)
+        except UserError:  # the configuration of a release with other bindings
+            objectives, baseline = tuple(map(objective, facts.objectives)), None
+        else:
+            objectives, baseline = limited_objectives(run.sweep), run.space.baseline()
+        self._standing = Standing(objectives, baseline=baseline.id if baseline else None)
+        self._tail = Tail(self._ledger, objectives)
+        self._lease = LeaseWatch(self._ledger.location, sweep)
+
+    def read(self) -> SweepStatus:
+        """Returns where the sweep stands now.
+
+        Raises:
+          LedgerError: The storage cannot be read.
+        """
+        # What a launch asks for may have changed.
+        self._ledger = Ledger.open(self._ledger.location, self._ledger.name)
+        finished, started = self._tail.read()
+        self._standing.add(finished)
+        return SweepStatus(
+            sweep=self._ledger.name,
+            asked=self._ledger.facts.trials_asked,
+            standing=self._standing,
+            started=tuple(sorted(started, key=lambda attempt: attempt.began_at)),
+            launched_on=self._lease.host(),
+            at=time.time(),
+        )
+
+
+def watch(
+    reader: StatusReader, seconds: float, *, pause: Callable[[float], None] = time.sleep
+) -> Iterator[SweepStatus]:
+    """Yields where a sweep stands every so many seconds, until it holds what was asked for."""
+    while True:
+        status = reader.read()
+        yield status
+        if status.complete:
+            return
+        pause(seconds)
