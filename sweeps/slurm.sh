@@ -53,14 +53,11 @@ attend() { # a command in the background, as the shell hears of signals between 
 teardown() { # on every way out
   local status=$?
   trap '' TERM INT
-  if [ "${workers:-}" ]; then
-    scancel --signal=TERM "$SLURM_JOB_ID.0" || true
-    timeout 30 tail --pid="$workers" -f /dev/null || kill "$workers" || true
-  fi
-  if [ "${head:-}" ]; then
-    kill "$head" || true
-    timeout 30 tail --pid="$head" -f /dev/null || kill -KILL "$head" || true
-  fi
+  kill ${head:+"$head"} || true
+  if [ "${workers:-}" ]; then scancel --signal=TERM "$SLURM_JOB_ID.0" || true; fi
+  for process in ${workers:+"$workers"} ${head:+"$head"}; do
+    timeout 30 tail --pid="$process" -f /dev/null || kill -KILL "$process" || true
+  done
   rm -rf "$scratch"
   exit "$status"
 } 2>>"$ray_log"
