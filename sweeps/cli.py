@@ -8,6 +8,7 @@ that help and queries answer without TensorFlow and Ray.
 import argparse
 import math
 import os
+import re
 import shlex
 import sys
 import textwrap
@@ -152,6 +153,9 @@ def _launch(options: argparse.Namespace) -> None:
             dataset=options.data,
             trials=options.trials,
             storage=options.storage,
+            seconds=options.time,
+            train_steps=options.train_steps,
+            warm_start=options.warm_start,
             address=options.address,
             cpus_per_trial=options.cpus_per_trial,
             max_concurrent=options.max_concurrent,
@@ -197,8 +201,11 @@ def _print_plan(run: "RunConfig", options: argparse.Namespace) -> None:
     facts = load_facts(options.data)
     print_table(["axis", "values"], [[axis.binding, str(axis.domain)] for axis in run.space.axes])
     print(f"\ncandidates: {_size(run.space)}; objectives: {', '.join(run.sweep.objectives)}")
-    print(f"sampler: {run.sweep.sampler}, seed {run.sweep.seed}")
-    print(f"budget: {options.trials} trials of {run.model.train.steps} steps")
+    print(f"sampler: {run.sweep.sampler}, seed {run.sweep.seed}; stopping: {run.sweep.stopping}")
+    limits = [f"{options.trials} trials of {run.model.train.steps} steps"]
+    limits += [f"{options.time:g} s"] if options.time else []
+    limits += [f"{options.train_steps} training steps"] if options.train_steps else []
+    print(f"budget: {', '.join(limits)}")
     print(
         f"resources: {options.cpus_per_trial:g} CPU a trial, {len(os.sched_getaffinity(0))} here, "
         + (f"cluster {options.address}" if options.address else "local cluster")
@@ -573,6 +580,14 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
     add("--name", required=True, help="of the sweep; an existing one is continued")
     add("--data", metavar="DATASET", help="folder that 'prepare' made")
     add("--trials", type=_positive, metavar="K", help="finished trials to reach")
+    add(
+        "--time",
+        type=_duration,
+        metavar="T",
+        help="of this launch at the most: 90m, 2h, 1h30m, 45s",
+    )
+    add("--train-steps", type=_positive, metavar="N", help="of all trials together at the most")
+    add("--warm-start", metavar="SWEEP", help="another sweep, whose trials inform the search")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="gin binding or knob")
     add("--address", metavar="A", help="of a running Ray cluster; default: start one here")
     add("--cpus-per-trial", type=float, default=1.0, metavar="N", help="default: 1")
@@ -663,6 +678,16 @@ def _seconds(text: str) -> float:
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not a time above 0")
     return value
+
+
+def _duration(text: str) -> float:
+    """Returns the seconds of '90m', '1h30m', '45s'."""
+    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+    counts = [int(count or 0) for count in found.groups()] if found else [0]
+    seconds = float(sum(n * unit for n, unit in zip(counts, (3600, 60, 1), strict=False)))
+    if not seconds:
+        raise argparse.ArgumentTypeError(f"'{text}' is no time such as 90m, 1h30m or 45s")
+    return seconds
 
 
 def _example(*lines: str) -> str:

@@ -12,14 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import gin
 
 from sweeps.errors import nearest
 from sweeps.objectives import metric
 from sweeps.space import SearchSpace, make_space
-from sweeps.trial import Candidate
+from sweeps.trial import AxisValue, Candidate
 from thesis.config import CONFIGS, ModelConfig, from_gin, made_by_gin, stages_of
 from thesis.errors import ConfigError
 
@@ -33,23 +33,46 @@ class Limits:
     rtf_ratio: float | None = None
 
 
+Sampler = Literal["tpe", "multivariate_tpe", "nsga2", "nsga3", "gp", "random", "grid"]
+Stopping = Literal["none", "bound", "asha"]
+
+DEFAULT_RUNGS = (0.1, 0.2, 0.4, 0.6, 0.8)
+"""Rungs where a trial may be stopped, if a run names none."""
+
+
 @dataclass(frozen=True)
 class SweepConfig:
     """How the space is searched.
 
     Attributes:
       objectives: Two or more metrics, traded against each other.
-      sampler: 'tpe' (multi-objective TPE, Ozaki et al. 2022), 'nsga2' or 'random'.
+      sampler: What proposes candidates, see `sweeps.search`.
       seed: Seeds the sampler.
       limits: What makes a candidate infeasible.
+      population_size: Trials of a generation of 'nsga2' and 'nsga3', 2 to 10,000.
+      startup_trials: Random trials before 'tpe', 'multivariate_tpe' and 'gp' have a model, 1 to
+        10,000; None takes two an axis, ten at the least.
+      grid_points: Numbers that 'grid' tries of a range, both ends included, 2 to 1,000.
+      stopping: What ends trials before they are trained to their end, see `sweeps.stopping`.
+      confidence: Of 'bound': at least this share of trials ends above their bound, 0.5 to 0.999.
+      reduction_factor: Of 'asha': of so many trials at a rung one goes on, 2 to 100.
       rungs: Shares of a trial's training after which it is validated as at its end, rising.
+      baselines: Axis values of candidates that are tried first, after the model itself. Axes that
+        one leaves out are as the model has them.
     """
 
     objectives: tuple[str, ...]
-    sampler: Literal["tpe", "nsga2", "random"]
+    sampler: Sampler
     seed: int
     limits: Limits
+    population_size: int = 20
+    startup_trials: int | None = None
+    grid_points: int = 5
+    stopping: Stopping = "none"
+    confidence: float = 0.9
+    reduction_factor: int = 3
     rungs: tuple[float, ...] = ()
+    baselines: tuple[Mapping[str, AxisValue], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,9 +98,6 @@ class RunConfig:
         )
 
 
-_LIMIT = int | float | None
-
-
 def _sweep(
     objectives: Sequence[str] = ("val_loss", "rtf_ratio"),
     sampler: str = "tpe",
@@ -85,40 +105,123 @@ def _sweep(
     max_receptive_field_seconds: float | None = None,
     max_parameters: int | None = None,
     max_rtf_ratio: float | None = None,
-    rungs: Sequence[float] = (),
+    population_size: int | None = None,
+    startup_trials: int | None = None,
+    grid_points: int | None = None,
+    stopping: str = "none",
+    confidence: float | None = None,
+    reduction_factor: int | None = None,
+    rungs: Sequence[float] | None = None,
+    baselines: Sequence[Mapping[str, AxisValue]] = (),
 ) -> SweepConfig:
-    for name, value, kinds, kind in (
-        ("objectives", objectives, tuple | list, "a tuple of metrics"),
-        ("sampler", sampler, str, "a word"),
-        ("seed", seed, int, "a whole number"),
-        ("max_receptive_field_seconds", max_receptive_field_seconds, _LIMIT, "a number or None"),
-        ("max_parameters", max_parameters, _LIMIT, "a number or None"),
-        ("max_rtf_ratio", max_rtf_ratio, _LIMIT, "a number or None"),
-        ("rungs", rungs, tuple | list, "a tuple of shares of the training"),
-    ):
-        if not isinstance(value, kinds) or isinstance(value, bool):
+    given = locals()
+    number, whole = (int | float | None, "a number or None"), (int | None, "a whole number")
+    kinds: dict[str, tuple[Any, str]] = {
+        "objectives": (tuple | list, "a tuple of metrics"),
+        "sampler": (str, "a word"),
+        "seed": (int, "a whole number"),
+        "max_receptive_field_seconds": number,
+        "max_parameters": number,
+        "max_rtf_ratio": number,
+        "population_size": whole,
+        "startup_trials": whole,
+        "grid_points": whole,
+        "stopping": (str, "a word"),
+        "confidence": number,
+        "reduction_factor": whole,
+        "rungs": (tuple | list | None, "a tuple of shares of the training"),
+        "baselines": (tuple | list, "a tuple of dictionaries of axis values"),
+    }
+    for name, (kind, words) in kinds.items():
+        if not isinstance(given[name], kind) or isinstance(given[name], bool):
             raise ConfigError(
-                f"sweep.{name} = {value!r} has the wrong type", hint=f"{name} must be {kind}"
+                f"sweep.{name} = {given[name]!r} has the wrong type", hint=f"{name} must be {words}"
             )
-    samplers: Mapping[str, Literal["tpe", "nsga2", "random"]]
-    samplers = {"tpe": "tpe", "nsga2": "nsga2", "random": "random"}
-    if sampler not in samplers:
-        raise ConfigError(
-            f"no sampler named {sampler!r}",
-            hint=nearest(sampler, samplers, otherwise=f"choose from {', '.join(samplers)}"),
-        )
+    _require_choice("sampler", sampler, get_args(Sampler))
+    _require_choice("stopping", stopping, get_args(Stopping))
     if len(objectives) < 2:
         raise ConfigError("a sweep trades two objectives or more", hint="see sweep.objectives")
     for name in objectives:
         metric(name)  # raises MetricError for a name that no record has
-    shares = [rung for rung in rungs if isinstance(rung, float) and 0.0 < rung < 1.0]
-    if len(shares) < len(rungs) or shares != sorted(set(shares)):
+    if stopping != "none":
+        _require_costs(objectives)
+    options = _options(given)
+    if rungs is None:
+        rungs = () if stopping == "none" else DEFAULT_RUNGS
+    if not all(isinstance(values, Mapping) for values in baselines):
         raise ConfigError(
-            f"sweep.rungs = {rungs!r} are no rising shares of the training",
+            f"sweep.baselines = {baselines!r} has the wrong type",
+            hint="for example ({'channels': 4}, {'channels': 16})",
+        )
+    return SweepConfig(
+        tuple(objectives),
+        cast(Sampler, sampler),
+        seed,
+        Limits(max_receptive_field_seconds, max_parameters, max_rtf_ratio),
+        stopping=cast(Stopping, stopping),
+        rungs=_rungs(rungs),
+        baselines=tuple(baselines),
+        **options,
+    )
+
+
+def _require_costs(objectives: Sequence[str]) -> None:
+    """Raises ConfigError for objectives of which no rung can tell where a trial will stand."""
+    unknown = [name for name in objectives if metric(name).learnt and name != "val_loss"]
+    if unknown or "val_loss" not in objectives:
+        raise ConfigError(
+            "trials can be stopped where val_loss is traded against costs that are known before "
+            f"training, not against {unknown[0]}"
+            if unknown
+            else "stopping needs val_loss",
+            hint="sweep.objectives = ('val_loss', 'rtf_ratio'), or sweep.stopping = 'none'",
+        )
+
+
+def _require_choice(what: str, name: str, choices: Sequence[str]) -> None:
+    if name not in choices:
+        raise ConfigError(
+            f"no {what} named {name!r}",
+            hint=nearest(name, choices, otherwise=f"choose from {', '.join(choices)}"),
+        )
+
+
+_OPTIONS: Mapping[str, tuple[str, tuple[str, ...], float, float]] = {
+    "population_size": ("sampler", ("nsga2", "nsga3"), 2, 10_000),
+    "startup_trials": ("sampler", ("tpe", "multivariate_tpe", "gp"), 1, 10_000),
+    "grid_points": ("sampler", ("grid",), 2, 1_000),
+    "confidence": ("stopping", ("bound",), 0.5, 0.999),
+    "reduction_factor": ("stopping", ("asha",), 2, 100),
+}
+"""What goes with some samplers or stopping rules only, and its range."""
+
+
+def _options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options that were given, each of which must have an effect."""
+    options = {name: given[name] for name in _OPTIONS if given[name] is not None}
+    for name, value in options.items():
+        what, users, low, high = _OPTIONS[name]
+        if given[what] not in users:
+            raise ConfigError(
+                f"sweep.{name} has no effect with {what} '{given[what]}'",
+                hint=f"leave it out; it goes with {', '.join(users)}",
+            )
+        if not low <= value <= high:
+            raise ConfigError(
+                f"sweep.{name} = {value!r} is outside its range",
+                hint=f"{name} must be between {low:g} and {high:g}",
+            )
+    return options
+
+
+def _rungs(shares: Sequence[float]) -> tuple[float, ...]:
+    inside = [share for share in shares if isinstance(share, float) and 0.0 < share < 1.0]
+    if len(inside) < len(shares) or inside != sorted(set(inside)):
+        raise ConfigError(
+            f"sweep.rungs = {shares!r} are no rising shares of the training",
             hint="for example (0.1, 0.2, 0.4); the end is validated anyway",
         )
-    limits = Limits(max_receptive_field_seconds, max_parameters, max_rtf_ratio)
-    return SweepConfig(tuple(objectives), samplers[sampler], seed, limits, tuple(shares))
+    return tuple(inside)
 
 
 def _search_space(**groups: Mapping[str, object]) -> Mapping[str, object]:
@@ -265,6 +368,8 @@ def _run_from_gin(text: str) -> RunConfig:
     model = from_gin()
     sweep = made_by_gin(_SWEEP_STAGES["sweep"])
     space = make_space(made_by_gin(_SWEEP_STAGES["search_space"]), model)
+    for values in sweep.baselines:
+        space.variant(values)  # raises SpaceError for what is no candidate
     return RunConfig(text, model, sweep, space)
 
 

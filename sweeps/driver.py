@@ -5,12 +5,14 @@ Knows nothing of Ray: `sweeps.launch` passes on to a `Driver` what Ray Tune sees
 
 import contextlib
 import shutil
+import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sweeps.attempt import Shared
+from sweeps.config import RunConfig
 from sweeps.errors import LedgerError, SweepError
 from sweeps.evaluate import Progress
 from sweeps.progress import (
@@ -23,6 +25,7 @@ from sweeps.progress import (
     Waited,
 )
 from sweeps.search import Search, screen
+from sweeps.stopping import StoppingRule
 from sweeps.trial import Attempt, Candidate, Reason, Trial
 from thesis.data import DatasetFacts
 from thesis.errors import UserError
@@ -42,6 +45,23 @@ MAX_GROWTH_BYTES = 2**30
 a compiled decoder, 10 to 25 MB a trial. A new worker takes ten seconds."""
 
 
+@dataclass(frozen=True)
+class Budget:
+    """What a launch may use up; it ends with the first of these.
+
+    Attributes:
+      trials: Finished trials that the sweep shall hold, those of earlier launches included.
+      seconds: Time of this launch. What runs then is stopped, and goes on from its checkpoint with
+        the next one. None is no limit.
+      train_steps: Training steps of all the sweep's records, partial ones included. No trial is
+        begun that might not end within it. None is no limit.
+    """
+
+    trials: int
+    seconds: float | None = None
+    train_steps: int | None = None
+
+
 class Driver:
     """Decides what runs next and keeps the books. Knows nothing of Ray Tune.
 
@@ -51,6 +71,7 @@ class Driver:
       failure: What ends the launch: an error that every trial would meet.
       draining: The user ends the launch when what runs is finished.
       interrupted: The user ends the launch at once.
+      used_up: The budget, other than that of trials, that ends the launch: '3600 s', or ''.
       generation: Which generation of workers the next trial belongs to.
     """
 
@@ -59,10 +80,11 @@ class Driver:
         shared: Shared,
         data: DatasetFacts,
         search: Search,
+        rule: StoppingRule,
         *,
         started: Iterable[Attempt],
-        finished: int,
-        asked: int,
+        finished: Sequence[Trial],
+        budget: Budget,
         slots: Callable[[], int],
         lost: Callable[[], SweepError | None],
         on_event: Listener,
@@ -76,8 +98,13 @@ class Driver:
         self.generation = 0
         self._data = data
         self._search = search
-        self._finished = finished
-        self._asked = asked
+        self._rule = rule
+        self._finished = len(finished)
+        self._budget = budget
+        self._began_at = time.monotonic()
+        self._steps_spent = sum(trial.provenance.train_steps for trial in finished)
+        self._steps_of_a_trial = most_train_steps(shared.run)
+        self.used_up = ""
         self._slots = slots
         self._lost = lost
         self._running: set[Candidate] = set()
@@ -92,22 +119,33 @@ class Driver:
     @property
     def stopped(self) -> bool:
         """Whether even what runs is to end."""
-        return self.interrupted or self.failure is not None
+        return self.interrupted or self.failure is not None or bool(self.used_up)
 
     @property
     def done(self) -> bool:
         """Whether so many trials are on record as were asked for."""
-        return self._finished + len(self.recorded) >= self._asked
+        return self._finished + len(self.recorded) >= self._budget.trials
 
     @property
     def complete(self) -> bool:
         """Whether no other candidate is to be started."""
-        enough = self._finished + len(self.recorded) + len(self._running) >= self._asked
+        enough = self._finished + len(self.recorded) + len(self._running) >= self._budget.trials
         return enough or self.draining or (self.exhausted and not self._again) or self.stopped
+
+    @property
+    def _has_steps_for_another(self) -> bool:
+        """Whether one more trial can be trained to its end, if all that run are."""
+        total = self._budget.train_steps
+        needed = self._steps_of_a_trial * (len(self._running) + 1)
+        return total is None or self._steps_spent + needed <= total
 
     def next_attempt(self) -> Attempt | None:
         """Returns what to evaluate next; None while there is no free slot, or when `complete`."""
         while not self.complete and len(self._running) < self._slots():
+            if not self._has_steps_for_another:  # unless one that runs is stopped early
+                if not self._running:
+                    self.used_up = f"{self._budget.train_steps:,} training steps"
+                return None
             if self._again:
                 return self._begin(self._again.popleft())
             candidate = self._search.propose()
@@ -129,9 +167,16 @@ class Driver:
         """A worker takes up a candidate."""
         self._on_event(TrialBegan(candidate))
 
-    def advanced(self, candidate: Candidate, progress: Progress) -> None:
-        """A trial has come further."""
-        self._on_event(TrialAdvanced(candidate, progress))
+    def advanced(self, candidate: Candidate, progress: Progress) -> bool:
+        """A trial has come further. Returns whether it is to end here; it is on record then."""
+        reached = progress.reached
+        why = self._rule.verdict(reached, progress.steps) if reached else None
+        if reached is None or why is None:
+            self._on_event(TrialAdvanced(candidate, progress))
+            return False
+        self._record(replace(reached, detail=why))
+        shutil.rmtree(self.shared.workdir(candidate), ignore_errors=True)
+        return True
 
     def lost(self, candidate: Candidate, cause: str, reason: Reason | None) -> None:
         """A worker died. Another one takes over at the last checkpoint, up to a limit.
@@ -164,10 +209,12 @@ class Driver:
         self._running.discard(trial.candidate)
         self._attempts.pop(trial.id, None)
         self.recorded.append(trial)
+        self._steps_spent += trial.provenance.train_steps
         if (self._finished + len(self.recorded)) % COMPACT_EVERY == 0:
             with contextlib.suppress(LedgerError):  # it was for speed only; no record is lost
                 self.shared.ledger.compact()
         self._search.record(trial)
+        self._rule.learn(trial)
         self._on_event(TrialEnded(trial))
 
     def grown(self, generation: int, grown_bytes: int) -> None:
@@ -191,6 +238,9 @@ class Driver:
         """Some time has passed."""
         if error := self._lost():
             self.failed(error)
+        seconds = self._budget.seconds
+        if seconds is not None and time.monotonic() - self._began_at >= seconds:
+            self.used_up = self.used_up or f"{seconds:,.0f} s"
         ending = self.draining or self.interrupted
         self._on_event(Stopping(drains=not self.interrupted) if ending else Waited())
 
@@ -200,3 +250,9 @@ class Driver:
             self.ended(trial if added else self.shared.ledger.get(trial.id))
         except UserError as error:
             self.failed(error)
+
+
+def most_train_steps(run: RunConfig) -> int:
+    """Returns the training steps of the longest trial that a run may have."""
+    searched = [axis.domain.largest for axis in run.space.axes if axis.binding == "train.steps"]
+    return int(searched[0]) if searched else run.model.train.steps

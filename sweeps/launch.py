@@ -26,13 +26,14 @@ from sweeps import __version__
 from sweeps.attempt import Shared
 from sweeps.cluster import Slots, check_fits, cluster
 from sweeps.config import RunConfig
-from sweeps.driver import Driver
+from sweeps.driver import Budget, Driver
 from sweeps.lease import leased
 from sweeps.ledger import Ledger, SweepFacts
 from sweeps.progress import Listener, SweepBegan, Warned, silent
 from sweeps.scratch import ray_folder, scratch_folder, work_folder
-from sweeps.search import Search
+from sweeps.search import Search, known_from
 from sweeps.standing import limited_objectives
+from sweeps.stopping import stopping_rule
 from sweeps.trial import PROJECT, Attempt, Candidate, Reason, Status, Trial
 from sweeps.worker import Worker
 from thesis.data import load_facts
@@ -50,6 +51,7 @@ class LaunchReport:
       recorded: The trials that this launch recorded, first one first.
       exhausted: Every candidate of the space has been tried.
       interrupted: The user stopped it. The same launch again continues.
+      used_up: The budget of time or training steps that ended it, in words.
     """
 
     sweep: str
@@ -59,6 +61,7 @@ class LaunchReport:
     recorded: tuple[Trial, ...] = ()
     exhausted: bool = False
     interrupted: bool = False
+    used_up: str = ""
 
     def summary(self) -> str:
         """Returns the report in a line."""
@@ -69,6 +72,8 @@ class LaunchReport:
         line = f"'{self.sweep}' has {self.finished} of {self.asked} trials; new: {new or 'none'}"
         if self.exhausted:
             line += "; every candidate of the space has been tried"
+        if self.used_up:
+            line += f"; the budget of {self.used_up} is used up"
         return f"{line}; interrupted, launch again to continue" if self.interrupted else line
 
 
@@ -79,6 +84,9 @@ def launch(
     dataset: str,
     trials: int,
     storage: str,
+    seconds: float | None = None,
+    train_steps: int | None = None,
+    warm_start: str | None = None,
     address: str | None = None,
     cpus_per_trial: float = 1,
     max_concurrent: int | None = None,
@@ -98,6 +106,9 @@ def launch(
       trials: Number of finished trials that the sweep shall hold.
       storage: Where the ledger is kept: a folder, or a URI such as s3://bucket/folder. Every node
         must reach it.
+      seconds: Time of this launch, see `Budget`.
+      train_steps: Training steps of the sweep, see `Budget`.
+      warm_start: Another sweep in the same storage, whose trials inform sampler and stopping rule.
       address: Of a running Ray cluster; None starts one on this machine and stops it at the end.
       cpus_per_trial: CPUs that a trial claims; its thread pools are sized to match.
       max_concurrent: Trials at a time at the most; None runs as many as the CPUs allow.
@@ -138,6 +149,10 @@ def launch(
         return LaunchReport(name, ledger.uri, trials, len(finished))
     if others := _of_other_releases(finished):
         on_event(Warned(others))
+    known: list[Trial] = []
+    if warm_start:
+        known, told = known_from(Ledger.open(storage, warm_start), run, data.fingerprint)
+        on_event(Warned(told))
     with (
         leased(ledger.location, name, waiting=lambda line: on_event(Warned(line))) as lost,
         scratch_folder(ledger) as scratch,
@@ -152,6 +167,9 @@ def launch(
             cpus_per_trial=cpus_per_trial,
             work=work_folder(ledger, scratch),
         )
+        rule = stopping_rule(run.sweep)
+        for trial in [*known, *finished]:
+            rule.learn(trial)
         driver = Driver(
             shared,
             data,
@@ -160,10 +178,12 @@ def launch(
                 run.sweep,
                 finished=finished,
                 started=[attempt.candidate for attempt in started],
+                known=known,
             ),
+            rule,
             started=started,
-            finished=len(finished),
-            asked=trials,
+            finished=finished,
+            budget=Budget(trials, seconds, train_steps),
             slots=Slots(cpus_per_trial, max_concurrent).count,
             lost=lost,
             on_event=on_event,
@@ -177,6 +197,7 @@ def launch(
         tuple(driver.recorded),
         exhausted=driver.exhausted,
         interrupted=interrupted and not driver.done,
+        used_up="" if driver.done else driver.used_up,
     )
 
 
@@ -235,12 +256,10 @@ class _Watcher(tune.Callback):
         result: dict[str, Any],
         **info: Any,
     ) -> None:
-        if "progress" in result:
-            self._driver.advanced(_candidate(trial), result["progress"])
-        elif "trial" in result:
+        if "trial" in result:
             self._driver.ended(result["trial"])
             self._driver.grown(trial.config["generation"], result["grown_bytes"])
-        else:
+        elif "error" in result:
             self._driver.failed(result["error"])
 
     def on_trial_error(
@@ -253,13 +272,16 @@ class _Watcher(tune.Callback):
 
 
 class _Stopper(tune.Stopper):
-    """Ends the run when the driver says so."""
+    """Ends trials, and the run, when the driver says so."""
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return False
+        if "progress" not in result:
+            return False
+        candidate = Attempt.from_json(result["config"]["attempt"]).candidate
+        return self._driver.advanced(candidate, result["progress"])
 
     def stop_all(self) -> bool:
         return self._driver.stopped

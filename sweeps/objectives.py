@@ -34,6 +34,7 @@ class Metric:
       convert: Column value to metric value; takes floats and NumPy arrays alike.
       goal: The direction that is better.
       host_bound: Whether values compare within one host only.
+      learnt: Whether it is known only when a model is trained. Costs are known before.
       spans_decades: Whether equal ratios matter rather than equal differences, as for costs: such
         a metric belongs on a logarithmic axis.
     """
@@ -45,6 +46,7 @@ class Metric:
     convert: Callable[[Any], Any] = lambda value: value
     goal: Goal = Goal.MIN
     host_bound: bool = False
+    learnt: bool = False
     spans_decades: bool = True
 
     def of(self, trial: Trial) -> float | None:
@@ -63,6 +65,7 @@ _LINEAR = {
     "mel_cepstral_distance_db",
     "export_max_error",
 }
+_LEARNT = _LINEAR | {"model_bytes"}
 
 
 def _column(field: dataclasses.Field[Any]) -> Metric:
@@ -72,6 +75,7 @@ def _column(field: dataclasses.Field[Any]) -> Metric:
         description=field.metadata["description"],
         column=field.name,
         host_bound=field.name in _HOST_BOUND,
+        learnt=field.name in _LEARNT,
         spans_decades=field.name not in _LINEAR,
     )
 

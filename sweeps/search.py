@@ -6,10 +6,14 @@ Ask and tell go through two narrow doors, `Search.propose` and `Search.record`; 
 came to, exactly one of Optuna's final states is told for it.
 """
 
+import dataclasses
+import importlib.util
+import itertools
 import math
 import random
 import time
-from collections import deque
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -20,26 +24,35 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.samplers import BaseGASampler, BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import (
+    BaseGASampler,
+    BaseSampler,
+    GPSampler,
+    NSGAIIISampler,
+    NSGAIISampler,
+    RandomSampler,
+    TPESampler,
+)
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from sweeps.config import Limits, RunConfig, SweepConfig
+from sweeps.config import Limits, RunConfig, SweepConfig, parse_run
+from sweeps.errors import SpaceError
 from sweeps.evaluate import versions
 from sweeps.feasibility import broken_limit, closed_form_metrics
+from sweeps.ledger import Ledger
 from sweeps.objectives import Goal, Objective, objective
 from sweeps.space import Axis, Choice, SearchSpace
 from sweeps.trial import Candidate, Measurement, Provenance, Status, Trial
 from thesis.data import DatasetFacts
+from thesis.errors import ConfigError
 
 _ATTEMPTS = 10
 """Proposals of the sampler, all tried before, after which a random unseen candidate is taken."""
 
 _RANDOM_ATTEMPTS = 200
 """Random candidates, all tried before, after which a finite space is listed instead."""
-
-_POPULATION = 20
-"""Generation size of NSGA-II. Optuna's 50 would leave most sweeps in their random generation."""
 
 
 class Search:
@@ -56,6 +69,7 @@ class Search:
         *,
         finished: Iterable[Trial] = (),
         started: Iterable[Candidate] = (),
+        known: Iterable[Trial] = (),
     ) -> None:
         """Rebuilds the search from what a sweep has stored.
 
@@ -64,9 +78,11 @@ class Search:
           config: Objectives, sampler, seed, limits.
           finished: Every trial on record, of whatever status.
           started: Candidates that were begun; the ones not finished are proposed again.
+          known: Trials of another sweep. They inform the sampler; their candidates may be proposed.
 
         Raises:
           MetricError: An objective names no metric.
+          ConfigError: The sampler needs what is not installed.
         """
         history = sorted(finished, key=lambda trial: (trial.provenance.finished_at, trial.id))
         self.exhausted = False
@@ -80,17 +96,27 @@ class Search:
         self._study = _study(self._objectives, _sampler(config, space, self._rng.getrandbits(32)))
         self._running: dict[str, optuna.Trial] = {}
         self._seen: set[str] = set()
+        for trial in known:
+            self._tell(self._enter(trial.candidate), trial)
         for trial in history:
             self.record(trial)
+        self._whole_grid = config.sampler == "grid"
         baseline = space.baseline()
-        self._queue = deque(([baseline] if baseline else []) + list(started))
+        self._queue = itertools.chain(
+            [baseline] if baseline else [],
+            map(space.variant, config.baselines),
+            list(started),
+            space.grid(config.grid_points) if self._whole_grid else (),
+        )
 
     def propose(self) -> Candidate | None:
         """Returns a candidate that is neither finished nor running; None when none is left.
 
-        The baseline comes first, then what an earlier run has begun, then the sampler's choice.
+        The baselines come first, then what an earlier run has begun, then the sampler's choice.
         """
-        candidate = self._next_queued() or self._sample() or self._unseen()
+        candidate = next((c for c in self._queue if c.id not in self._seen), None)
+        if candidate is None and not self._whole_grid:
+            candidate = self._sample() or self._unseen()
         self.exhausted = candidate is None
         if candidate is not None:
             self._running[candidate.id] = self._admit(candidate)
@@ -100,18 +126,17 @@ class Search:
         """Learns what came of a candidate, proposed here or not. A second record is ignored."""
         if trial.id in self._seen and trial.id not in self._running:
             return
-        asked = self._running.pop(trial.id, None) or self._admit(trial.candidate)
+        asked = self._running.pop(trial.id, None)
+        self._tell(asked or self._admit(trial.candidate), trial)
+
+    def _tell(self, asked: optuna.Trial, trial: Trial) -> None:
         for name, excess in _constraints(trial, self._limits).items():
             asked.set_constraint(name, excess)
+        if trial.status is Status.PRUNED:
+            # Not reported to Optuna as intermediate values: it takes those of one objective only.
+            asked.set_user_attr("curve", {str(step): loss for step, loss in trial.curve.items()})
         state, values = _outcome(trial, self._objectives)
         self._study.tell(asked, values, state=state)
-
-    def _next_queued(self) -> Candidate | None:
-        while self._queue:
-            candidate = self._queue.popleft()
-            if candidate.id not in self._seen:
-                return candidate
-        return None
 
     def _sample(self) -> Candidate | None:
         """Returns the sampler's choice; None when it insists on candidates tried before."""
@@ -136,8 +161,12 @@ class Search:
         return self._rng.choice(left) if left else None
 
     def _admit(self, candidate: Candidate) -> optuna.Trial:
-        """Enters a candidate into the study as a running trial with exactly its values."""
+        """Enters a candidate into the study, and sees to it that it is not proposed again."""
         self._seen.add(candidate.id)
+        return self._enter(candidate)
+
+    def _enter(self, candidate: Candidate) -> optuna.Trial:
+        """Enters a candidate into the study as a running trial with exactly its values."""
         values = dict(candidate.values)
         self._study.enqueue_trial(values)
         asked = self._study.ask({name: self._distributions[name] for name in values})
@@ -146,6 +175,37 @@ class Search:
             trial = self._study.get_trials(deepcopy=False)[asked.number]
             self._study.sampler.get_trial_generation(self._study, trial)
         return asked
+
+
+def known_from(other: Ledger, run: RunConfig, fingerprint: str) -> tuple[list[Trial], str]:
+    """Returns what another sweep knows of a run's candidates, and a line about it.
+
+    Its trials keep their sweep's name, so that nobody takes them for this one's.
+
+    Args:
+      other: Its ledger.
+      run: The run that wants to know.
+      fingerprint: Of the run's dataset.
+    """
+    known, skipped = [], Counter[str]()
+    if other.facts.dataset_fingerprint != fingerprint:
+        skipped["another dataset"] = len(other.ids())
+    else:
+        space = parse_run(other.facts.gin_config).space
+        for trial in other.trials():
+            try:
+                if trial.status is Status.FAILED:
+                    raise SpaceError("failed")
+                candidate = run.space.candidate_of(space.config(trial.candidate))
+            except SpaceError as error:
+                skipped[error.message] += 1
+            else:
+                known.append(dataclasses.replace(trial, candidate=candidate))
+    line = f"warm start: {len(known)} trials of '{other.name}' are known"
+    if skipped:
+        reasons = ", ".join(f"{count} ({why})" for why, count in skipped.most_common(3))
+        line += f"; {skipped.total()} skipped: {reasons}"
+    return known, line
 
 
 def screen(sweep: str, run: RunConfig, candidate: Candidate, data: DatasetFacts) -> Trial | None:
@@ -229,11 +289,31 @@ def _study(objectives: Iterable[Objective], sampler: BaseSampler) -> optuna.Stud
 
 
 def _sampler(config: SweepConfig, space: SearchSpace, seed: int) -> BaseSampler:
-    # Two random trials an axis before TPE has anything to model; Optuna's ten for small spaces.
-    startup = max(10, 2 * len(space.axes))
+    # Two random trials an axis before there is anything to model; Optuna's ten for small spaces.
+    startup = config.startup_trials or max(10, 2 * len(space.axes))
+    modelling: dict[str, Any] = {"seed": seed, "n_startup_trials": startup}
+    # Optuna's population of 50 would leave most sweeps in their random generation.
+    evolving: dict[str, Any] = {"seed": seed, "population_size": config.population_size}
     makers: Mapping[str, Callable[[], BaseSampler]] = {
-        "tpe": lambda: TPESampler(seed=seed, n_startup_trials=startup),
-        "nsga2": lambda: NSGAIISampler(seed=seed, population_size=_POPULATION),
+        "tpe": lambda: TPESampler(**modelling),
+        # Grouped: candidates without an axis that does nothing still are of one model with others.
+        "multivariate_tpe": lambda: TPESampler(**modelling, multivariate=True, group=True),
+        "nsga2": lambda: NSGAIISampler(**evolving),
+        "nsga3": lambda: NSGAIIISampler(**evolving),
+        "gp": lambda: _gp_sampler(**modelling),
         "random": lambda: RandomSampler(seed=seed),
+        "grid": lambda: RandomSampler(seed=seed),  # is not asked
     }
-    return makers[config.sampler]()
+    with warnings.catch_warnings():
+        # Some may change with a release of Optuna, which requirements.lock pins.
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return makers[config.sampler]()
+
+
+def _gp_sampler(**options: Any) -> BaseSampler:
+    if importlib.util.find_spec("torch") is None:
+        raise ConfigError(
+            "sampler 'gp' needs PyTorch, which is not installed",
+            hint='pip install "ddsp-sweeps[torch]", or take multivariate_tpe',
+        )
+    return GPSampler(**options)

@@ -39,6 +39,15 @@ class Choice:
         """Returns one of the values, each as likely as the others."""
         return rng.choice(self.values)
 
+    @property
+    def largest(self) -> float:
+        """The largest value, of numbers."""
+        return max(cast(Sequence[float], self.values))
+
+    def grid(self, points: int) -> tuple[AxisValue, ...]:
+        """Returns the values, however many they are."""
+        return self.values
+
     def __contains__(self, value: object) -> bool:
         return value in self.values
 
@@ -74,6 +83,21 @@ class Range:
         else:
             value = rng.uniform(low, high)
         return min(max(round(value) if self.integer else value, self.low), self.high)
+
+    @property
+    def largest(self) -> float:
+        """The highest number."""
+        return self.high
+
+    def grid(self, points: int) -> tuple[AxisValue, ...]:
+        """Returns so many numbers from end to end, evenly spaced, in the logarithm if `log`."""
+        shares = [i / (points - 1) for i in range(points)]
+        if self.log:
+            inner = [self.low * (self.high / self.low) ** share for share in shares[1:-1]]
+        else:
+            inner = [self.low + (self.high - self.low) * share for share in shares[1:-1]]
+        numbers = [self.low, *inner, self.high]
+        return tuple(dict.fromkeys(map(round, numbers) if self.integer else numbers))
 
     def __contains__(self, value: object) -> bool:
         number = isinstance(value, int if self.integer else int | float)
@@ -152,10 +176,36 @@ class SearchSpace:
 
     def baseline(self) -> Candidate | None:
         """Returns the base configuration as a candidate; None where the axes do not hold it."""
-        values = {a.name: _value_of(self.base, a.binding) for a in self.axes}
+        values = self._values_of(self.base)
         if any(values[a.name] not in a.domain for a in self.axes):
             return None
         return self.candidate(values)
+
+    def variant(self, values: Mapping[str, AxisValue]) -> Candidate:
+        """Returns the candidate that has these values, and is as the base configuration else.
+
+        Raises:
+          SpaceError: As `candidate`.
+        """
+        return self.candidate(self._values_of(self.base) | dict(values))
+
+    def candidate_of(self, config: ModelConfig) -> Candidate:
+        """Returns the candidate that is configured like this, in whatever space it was found.
+
+        Raises:
+          SpaceError: None is: a value is outside its axis, or what is no axis differs.
+        """
+        if type(config.decoder) is not type(self.base.decoder):
+            raise SpaceError(f"the decoder is {gin_name(config.decoder)}")
+        candidate = self.candidate(self._values_of(config))
+        ours, theirs = _active_parameters(self.config(candidate)), _active_parameters(config)
+        for binding, value in theirs.items():
+            if ours.get(binding) != value:
+                raise SpaceError(f"{binding} is {value!r}, here {ours.get(binding)!r}")
+        return candidate
+
+    def _values_of(self, config: ModelConfig) -> dict[str, AxisValue]:
+        return {a.name: _value_of(config, a.binding) for a in self.axes}
 
     @property
     def n_settings(self) -> int | None:
@@ -166,17 +216,26 @@ class SearchSpace:
         return math.prod(len(cast(Choice, domain).values) for domain in domains)
 
     def candidates(self) -> Iterator[Candidate] | None:
-        """Returns every distinct candidate in a fixed order; None for a space without end.
+        """Returns every distinct candidate, as `grid`; None for a space without end."""
+        return None if self.n_settings is None else self.grid(points=1)
 
-        All `n_settings` are gone through, which may take long.
+    def grid(self, points: int) -> Iterator[Candidate]:
+        """Returns the distinct candidates of a grid, the last axis varied first.
+
+        All settings of the grid are gone through, which may take long.
+
+        Args:
+          points: Numbers of a range: from end to end, evenly spaced in its scale. Whole ones are
+            rounded, and those that are equal then are one.
         """
-        if self.n_settings is None:
-            return None
         names = [a.name for a in self.axes]
-        grid = itertools.product(*(cast(Choice, a.domain).values for a in self.axes))
-        return iter(
-            dict.fromkeys(self.candidate(dict(zip(names, point, strict=True))) for point in grid)
-        )
+        settings = itertools.product(*(a.domain.grid(points) for a in self.axes))
+        seen = set[Candidate]()
+        for setting in settings:
+            candidate = self.candidate(dict(zip(names, setting, strict=True)))
+            if candidate not in seen:
+                seen.add(candidate)
+                yield candidate
 
     def bindings(self, candidate: Candidate) -> list[str]:
         """Returns the gin bindings that make a configuration this candidate's."""
@@ -263,6 +322,16 @@ def _check_axis(axis: Axis, base: ModelConfig) -> None:
 
 def _fields(config: Any) -> tuple[dataclasses.Field[Any], ...]:
     return dataclasses.fields(config)
+
+
+def _active_parameters(config: ModelConfig) -> dict[str, object]:
+    """Returns by binding all that makes a difference to a model."""
+    return {
+        f"{stage}.{f.name}": getattr(part, f.name)
+        for stage, part in stages_of(config).items()
+        for f in _fields(part)
+        if f"{stage}.{f.name}" not in config.inactive_parameters()
+    }
 
 
 def _value_of(config: ModelConfig, binding: str) -> AxisValue:

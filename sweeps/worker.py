@@ -5,6 +5,7 @@ One of the helpers of `sweeps.launch` that import Ray.
 
 import math
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -53,7 +54,9 @@ class Worker(tune.Trainable):
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Begins another one."""
+        """Begins another one. Of one that the driver has stopped nothing is kept here."""
+        self._stages.close()
+        shutil.rmtree(self._workdir, ignore_errors=True)
         self._begin(new_config)
         return True
 
@@ -80,6 +83,7 @@ class Worker(tune.Trainable):
 
     def _begin(self, config: Mapping[str, Any]) -> None:
         attempt = Attempt.from_json(config["attempt"])
+        self._workdir = self.shared.workdir(attempt.candidate)
         self._stages = evaluate_and_record(self.shared, attempt, self._meter)
 
 

@@ -10,11 +10,11 @@ import pytest
 import ray
 
 from sweeps import __version__
-from sweeps.attempt import Shared, evaluate_and_record
+from sweeps.attempt import Shared, evaluate_and_record, load
 from sweeps.cluster import connect
-from sweeps.driver import MAX_DEATHS, MAX_LOSSES, Driver
+from sweeps.driver import MAX_DEATHS, MAX_LOSSES, Budget, Driver
 from sweeps.errors import SweepError
-from sweeps.evaluate import Progress
+from sweeps.evaluate import Progress, Task
 from sweeps.launch import LaunchReport, launch
 from sweeps.ledger import Ledger, SweepFacts
 from sweeps.objectives import objective
@@ -29,7 +29,8 @@ from sweeps.progress import (
 )
 from sweeps.scratch import ray_folder, scratch_folder
 from sweeps.search import Search
-from sweeps.trial import Attempt, Candidate, Reason, Status
+from sweeps.stopping import stopping_rule
+from sweeps.trial import Attempt, Candidate, Provenance, Reason, Status
 from tests.sweeps.fakes import (
     STEPS,
     evaluator,
@@ -125,6 +126,19 @@ def shared(dataset, storage):
     )
 
 
+def ledger_of(name, run, storage, trials):
+    facts = SweepFacts(
+        name=name,
+        gin_config=run.text,
+        dataset_fingerprint="f" * 64,
+        objectives=run.sweep.objectives,
+    )
+    ledger = Ledger.create(str(storage), name, facts)
+    for trial in trials:
+        ledger.append(trial)
+    return ledger
+
+
 def channels(number):
     return Candidate.of({"channels": number})
 
@@ -197,16 +211,25 @@ def test_what_every_trial_would_meet_is_raised_and_leaves_no_record(shared):
 
 
 def driver_of(
-    shared, *, missing, slots=2, run=None, lost=lambda: None, on_event=lambda event: None
+    shared,
+    *,
+    missing,
+    slots=2,
+    run=None,
+    lost=lambda: None,
+    on_event=lambda event: None,
+    finished=(),
+    **budget,
 ):
     run = run or shared.run
     return Driver(
         dataclasses.replace(shared, run=run),
         load_facts(shared.dataset),
         Search(run.space, run.sweep),
+        stopping_rule(run.sweep),
         started=shared.ledger.started(),
-        finished=0,
-        asked=missing,
+        finished=finished,
+        budget=Budget(missing + len(finished), **budget),
         slots=lambda: slots,
         lost=lost,
         on_event=on_event,
@@ -300,6 +323,73 @@ def test_a_launch_that_drains_starts_nothing_new_and_tries_nothing_again(shared)
     assert not driver.stopped
     driver.lost(attempt.candidate, "killed", Reason.CRASHED)
     assert driver.next_attempt() is None
+
+
+def test_no_trial_is_begun_that_might_not_end_within_the_budget_of_steps(shared):
+    run = run_of(WIDTHS, "train.steps = 10")
+    before = replace_steps(trial_of("s", channels(1)), 15)
+    driver = driver_of(shared, missing=9, run=run, slots=9, finished=[before], train_steps=40)
+    first, second = driver.next_attempt(), driver.next_attempt()
+    assert second is not None
+    assert driver.next_attempt() is None  # 15 + 2 * 10 are spoken for
+    assert not driver.complete  # one of them may yet be stopped
+    driver.ended(replace_steps(trial_of("s", first.candidate), 4))
+    third = driver.next_attempt()
+    assert third is not None
+    for attempt in (second, third):
+        driver.ended(replace_steps(trial_of("s", attempt.candidate), 10))
+    assert driver.next_attempt() is None
+    assert driver.complete
+    assert driver.used_up == "40 training steps"
+
+
+def replace_steps(trial, steps):
+    return dataclasses.replace(trial, provenance=Provenance(train_steps=steps))
+
+
+def test_the_longest_trial_counts_where_their_length_is_searched(shared):
+    run = run_of({"train.steps": {"low": 5, "high": 50}})
+    assert driver_of(shared, missing=2, run=run, train_steps=49).next_attempt() is None
+    assert driver_of(shared, missing=2, run=run, train_steps=50).next_attempt() is not None
+
+
+def test_what_runs_when_the_time_is_over_is_stopped(shared):
+    driver = driver_of(shared, missing=5, seconds=3600.0)
+    driver.next_attempt()
+    driver.waited()
+    assert not driver.stopped
+    driver = driver_of(shared, missing=5, seconds=0.0)
+    driver.next_attempt()
+    driver.waited()
+    assert driver.stopped
+    assert driver.used_up == "0 s"
+
+
+def test_a_trial_that_is_stopped_is_on_record_with_what_it_reached(shared):
+    run = run_of(WIDTHS, "sweep.stopping = 'asha'", "sweep.reduction_factor = 2")
+    driver = driver_of(shared, missing=5, run=run)
+    ends = []
+    for number in (8, 4):
+        attempt = Attempt(channels(number))
+        running = load(evaluator("halfway"))(
+            task_of(shared, attempt), workdir=shared.workdir(attempt.candidate), measure=None
+        )
+        shared.workdir(attempt.candidate).mkdir(parents=True)
+        for progress in running:
+            if driver.advanced(attempt.candidate, progress):
+                ends.append((number, progress.step))
+                break
+    assert ends == [(4, STEPS // 2)]
+    (record,) = shared.ledger.trials()
+    assert record.status is Status.PRUNED
+    assert record.curve == {STEPS // 2: 5.0}
+    assert record.provenance.train_steps == STEPS // 2
+    assert "rank 2 of 2" in record.detail
+    assert not shared.workdir(record.candidate).exists()
+
+
+def task_of(shared, attempt):
+    return Task("s", attempt.candidate, shared.run.text_for(attempt.candidate), shared.dataset)
 
 
 def test_a_launch_whose_lease_is_gone_stops(shared):
@@ -430,6 +520,61 @@ def test_workers_are_replaced_before_they_have_grown_too_large(cluster, start, m
     processes = [trial.measurement.p50_seconds for trial in report.recorded]
     assert processes[0::2] == processes[1::2]
     assert len(set(processes)) == 3
+
+
+def test_a_worker_goes_on_with_another_candidate_when_one_is_stopped(cluster, start, storage):
+    # One at a time, the best one first: no other can reach it.
+    run = run_of(
+        {"DilatedConvStack.channels": (8, 6, 4, 2)},
+        "sweep.sampler = 'grid'",
+        "sweep.stopping = 'asha'",
+        "sweep.reduction_factor = 2",
+        "train.steps = 4",
+    )
+    events = []
+    report = start(
+        4, run=run, evaluate="halfway", max_concurrent=1, train_steps=12, on_event=events.append
+    )
+    assert report.summary() == (
+        "'s' has 4 of 4 trials; new: 1 completed, 3 pruned"  # 4 + 3 * 2 of the 12 steps
+    )
+    for trial in report.recorded[1:]:
+        assert (trial.reason, trial.provenance.train_steps) == (Reason.PRUNED, STEPS // 2)
+        assert list(trial.curve) == [STEPS // 2]
+        assert not (storage / "s" / "work" / trial.id).exists()
+    advanced = [e for e in events if isinstance(e, TrialAdvanced)]
+    assert [e.candidate["channels"] for e in advanced] == [8, 8, 8, 8, 6, 4, 2]
+    assert len({t.measurement.p50_seconds for t in report.recorded}) == 1  # one process
+    assert Ledger.open(str(storage), "s").started() == []
+
+
+def test_a_continued_launch_stops_by_what_the_one_before_has_learnt(cluster, start):
+    axes = {"DilatedConvStack.channels": (8, 6, 4, 2)}
+    rule = ("sweep.sampler = 'grid'", "sweep.stopping = 'asha'", "sweep.reduction_factor = 2")
+    start(1, run=run_of(axes, *rule), evaluate="halfway", max_concurrent=1)
+    (trial,) = start(2, run=run_of(axes, *rule), evaluate="halfway", max_concurrent=1).recorded
+    assert trial.reason is Reason.PRUNED
+
+
+def test_a_budget_that_is_used_up_ends_the_launch_and_is_named(cluster, start):
+    run = run_of(WIDTHS, "train.steps = 4")
+    report = start(5, run=run, evaluate="halfway", train_steps=11)
+    assert report.summary() == (
+        "'s' has 2 of 5 trials; new: 2 completed; the budget of 11 training steps is used up"
+    )
+    report = start(5, run=run, evaluate="slow", seconds=0.5)
+    assert "the budget of 0 s is used up" in report.summary()
+    assert not report.interrupted
+
+
+def test_a_warm_start_says_so_and_counts_no_trial_of_the_other_sweep(cluster, start, storage):
+    run = run_of({"DilatedConvStack.channels": (8, 6)})
+    ledger_of("other", run, storage, [trial_of("other", channels(n)) for n in (8, 6)])
+    events = []
+    report = start(2, run=run_of(WIDTHS), warm_start="other", on_event=events.append)
+    assert (report.finished, len(report.recorded)) == (2, 2)
+    (told,) = [event.message for event in events if isinstance(event, Warned)]
+    assert told == "warm start: 2 trials of 'other' are known"
 
 
 def test_no_more_run_at_a_time_than_is_allowed(cluster, start):

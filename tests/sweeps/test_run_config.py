@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 import gin
 import pytest
 
-from sweeps.config import find_run, gin_root, load_run, parse_candidate, parse_run
+from sweeps.config import DEFAULT_RUNGS, find_run, gin_root, load_run, parse_candidate, parse_run
 from sweeps.errors import MetricError, SpaceError
 from sweeps.space import Choice
 from thesis.config import (
@@ -193,6 +193,15 @@ def test_limits_come_from_the_run():
         ("sweep.rungs=(0.2, 0.1)", "no rising shares", "(0.1, 0.2, 0.4)"),
         ("sweep.rungs=(0.2, 1.0)", "no rising shares", "the end is validated anyway"),
         ("sweep.rungs=(1, 2)", "no rising shares", "(0.1, 0.2, 0.4)"),
+        ("sweep.population_size=9", "population_size has no effect with sampler 'tpe'", "nsga2"),
+        ("sweep.grid_points=9", "grid_points has no effect with sampler 'tpe'", "leave it out"),
+        ("sweep.startup_trials=0", "sweep.startup_trials = 0 is outside", "between 1 and"),
+        ("sweep.startup_trials=9.5", "startup_trials = 9.5 has the wrong type", "whole number"),
+        ("sweep.confidence=0.9", "confidence has no effect with stopping 'none'", "bound"),
+        ("sweep.stopping=bond", "no stopping named 'bond'", "did you mean 'bound'"),
+        ("sweep.baselines=({'channels': 5},)", "axis 'channels' has no value 5", "it takes"),
+        ("sweep.baselines=({'channel': 4},)", "no axis named 'channel'", "did you mean"),
+        ("sweep.baselines=(4,)", "sweep.baselines = (4,) has the wrong", "({'channels': 4}"),
         ("sweep.seed=1.5", "sweep.seed = 1.5 has the wrong type", "whole number"),
         ("sweep.sampler=3", "sweep.sampler = 3 has the wrong type", "word"),
         ("MAX_RTF_RATIO=fast", "sweep.max_rtf_ratio = 'fast' has the wrong type", "number"),
@@ -208,6 +217,29 @@ def test_an_override_that_cannot_be_used_is_one_line_with_a_hint(override, messa
     assert message in caught.value.message
     assert hint in caught.value.hint
     assert_one_line_with_hint(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("objectives", "message"),
+    [
+        ("('val_loss', 'f0_missed_share')", "not against f0_missed_share"),
+        ("('rtf_ratio', 'parameters')", "stopping needs val_loss"),
+    ],
+)
+def test_trials_are_stopped_only_where_a_rung_can_tell_where_they_will_stand(objectives, message):
+    overrides = [f"sweep.objectives={objectives}", "sweep.stopping=bound"]
+    with pytest.raises(ConfigError) as caught:
+        load_run(find_run("tiny"), overrides)
+    assert message in caught.value.message
+    assert_one_line_with_hint(caught.value)
+
+
+def test_a_rule_that_stops_has_rungs_and_none_needs_none():
+    assert load_run(find_run("tiny"), ["sweep.stopping=none"]).sweep.rungs == ()
+    assert load_run(find_run("tiny"), ["sweep.stopping=bound"]).sweep.rungs == DEFAULT_RUNGS
+    mine = ["sweep.stopping=asha", "sweep.rungs=(0.25, 0.5)", "sweep.reduction_factor=4"]
+    sweep = load_run(find_run("tiny"), mine).sweep
+    assert (sweep.rungs, sweep.reduction_factor) == ((0.25, 0.5), 4)
 
 
 @pytest.mark.parametrize("override", ["STEPS=-1", "STEPS=(", "SAMPLER=tpee", "CHANNELS=()"])
@@ -262,7 +294,7 @@ def test_a_run_may_include_files_beside_it_and_shipped_ones(tmp_path, run_of):
         "DilatedConvStack.channels = %MISSING",
         "DilatedConvStack.channels = 'eight'",
         "DilatedConvStack.channels = 0",
-        "sweep.sampler = 'grid'",
+        "sweep.sampler = 'gird'",
     ],
 )
 def test_a_file_that_cannot_be_used_is_one_line_with_a_hint(run_of, text):

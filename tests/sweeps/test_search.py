@@ -10,7 +10,8 @@ from optuna.trial import TrialState
 from sweeps import __version__
 from sweeps.config import Limits, SweepConfig
 from sweeps.errors import MetricError
-from sweeps.search import Search, screen
+from sweeps.ledger import Ledger, SweepFacts
+from sweeps.search import Search, _sampler, known_from, screen
 from sweeps.space import make_space
 from sweeps.trial import Candidate, Measurement, Provenance, Reason, Status, Trial
 from tests.sweeps.fakes import make_dataset, run_of
@@ -22,6 +23,7 @@ from thesis.config import (
     TrainConfig,
 )
 from thesis.data import load_facts
+from thesis.errors import ConfigError
 
 BASE = ModelConfig(DilatedConvStackConfig(), SynthConfig(), TrainConfig(), MeasureConfig())
 WIDTHS = {"DilatedConvStack.channels": (2, 4, 8, 16)}
@@ -33,11 +35,12 @@ MIXED = {
     "train.learning_rate": {"low": 1e-4, "high": 1e-1, "log": True},
     "Synth.reverb_seconds": {"low": 0, "high": 2.5},
 }
-SAMPLERS = ("tpe", "nsga2", "random")
+SAMPLERS = ("tpe", "multivariate_tpe", "nsga2", "nsga3", "random")
 
 
-def config(sampler="tpe", seed=0, objectives=("val_loss", "rtf_ratio"), **limits):
-    return SweepConfig(objectives, sampler, seed, Limits(**limits))
+def config(sampler="tpe", seed=0, objectives=("val_loss", "rtf_ratio"), **others):
+    limits = {name: others.pop(name) for name in vars(Limits()) if name in others}
+    return SweepConfig(objectives, sampler, seed, Limits(**limits), **others)
 
 
 def finish(candidate, number=0, *, reason=None, **measured):
@@ -290,6 +293,171 @@ def test_a_trial_that_was_not_proposed_here_is_learned_from():
     assert states(search)[0] is TrialState.COMPLETE
 
 
+def test_a_stopped_trial_is_told_as_pruned_with_what_it_reached(sampler):
+    search = Search(make_space(WIDTHS, BASE), config(sampler))
+    stopped = finish(search.propose(), reason=Reason.PRUNED, rtf_ratio=0.5)
+    search.record(dataclasses.replace(stopped, curve={30: 9.0, 60: 8.0}))
+    (trial,) = told(search)
+    assert (trial.state, trial.values) == (TrialState.PRUNED, None)
+    assert trial.user_attrs == {"curve": {"30": 9.0, "60": 8.0}}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_stopped_trials_mislead_no_sampler(sampler):
+    """Low rates are all stopped, with losses at their rungs that would be the best of all."""
+    space = make_space({"train.learning_rate": {"low": 1e-6, "high": 1.0}}, BASE)
+    search = Search(space, config(sampler, population_size=5))
+    rates = []
+    for number in range(80):
+        candidate = search.propose()
+        rate = candidate["learning_rate"]
+        rates.append(rate)
+        if rate < 0.5:
+            stopped = finish(candidate, number, reason=Reason.PRUNED, rtf_ratio=0.01)
+            search.record(dataclasses.replace(stopped, curve={30: 0.01}))
+        else:
+            search.record(finish(candidate, number, val_loss=2 - rate, rtf_ratio=1.0))
+    # More than by chance would be a sampler that is drawn to them: 40 and three deviations.
+    assert sum(rate < 0.5 for rate in rates) <= 40 + 3 * math.sqrt(80) / 2
+
+
+# --- Samplers
+
+
+def test_tpe_has_as_many_random_trials_as_it_is_told():
+    for startup, expected in ((None, 12), (3, 3)):
+        sampler = _sampler(config(startup_trials=startup), make_space(MIXED, BASE), 0)
+        assert sampler._n_startup_trials == expected
+
+
+def test_a_grid_goes_through_the_space_in_order_after_the_baselines():
+    axes = {
+        "DilatedConvStack.channels": (4, 8),
+        "train.learning_rate": {"low": 1e-3, "high": 1e-1, "log": True},
+    }
+    search = Search(make_space(axes, BASE), config("grid", grid_points=3))
+    history = run(search, 20)
+    points = [(t.candidate["channels"], t.candidate["learning_rate"]) for t in history]
+    grid = [(c, pytest.approx(rate)) for c in (4, 8) for rate in (1e-3, 1e-2, 1e-1)]
+    assert points == [(8, 3e-3), *grid]
+    assert search.exhausted
+
+
+def test_an_interrupted_grid_goes_on_where_it_was():
+    space = make_space(WIDTHS, BASE)
+    whole = run(Search(space, config("grid")), 9)
+    rest = run(Search(space, config("grid"), finished=whole[:2]), 9)
+    assert ids(whole[2:]) == ids(rest)
+
+
+@pytest.mark.parametrize(
+    ("domain", "points", "expected"),
+    [
+        ({"low": 1, "high": 9}, 3, (1, 5, 9)),
+        ({"low": 1, "high": 3}, 7, (1, 2, 3)),
+        ({"low": 1, "high": 64, "log": True}, 4, (1, 4, 16, 64)),
+    ],
+)
+def test_whole_numbers_of_a_range_are_rounded_and_come_once(domain, points, expected):
+    space = make_space({"DilatedConvStack.channels": domain}, BASE)
+    assert tuple(c["channels"] for c in space.grid(points)) == expected
+
+
+def test_baselines_of_the_user_come_after_the_model_and_are_as_it_is_else():
+    given = ({"channels": 2}, {"channels": 16, "expansion": 3, "block": "inverted_bottleneck"})
+    space = make_space(MIXED, BASE)
+    first, *mine = run(Search(space, config(baselines=given)), 3)
+    assert first.candidate == space.baseline()
+    assert [t.candidate["channels"] for t in mine] == [2, 16]
+    assert [t.candidate["block"] for t in mine] == ["plain", "inverted_bottleneck"]
+    assert mine[1].candidate["expansion"] == 3
+    assert {t.candidate["learning_rate"] for t in mine} == {BASE.train.learning_rate}
+
+
+def test_gp_without_torch_is_one_error_that_says_how_to_install_it(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="PyTorch") as caught:
+        Search(make_space(WIDTHS, BASE), config("gp"))
+    assert "ddsp-sweeps[torch]" in caught.value.hint
+
+
+def test_gp_proposes_where_torch_is_installed():
+    pytest.importorskip("torch")
+    space = make_space(WIDTHS | {"train.learning_rate": {"low": 1e-3, "high": 1.0}}, BASE)
+    assert len(run(Search(space, config("gp", startup_trials=3)), 6)) == 6
+
+
+# --- What another sweep knows
+
+
+def test_what_another_sweep_knows_draws_the_sampler_and_may_be_proposed_again():
+    space = make_space({"train.learning_rate": {"low": 1e-6, "high": 1.0}}, BASE)
+    known = []
+    for number in range(40):
+        rate = (number + 1) / 40
+        candidate = space.candidate({"learning_rate": rate})
+        loss = 1 + abs(rate - 0.7)
+        known.append(finish(candidate, number, val_loss=loss, rtf_ratio=loss))
+    search = Search(space, config(), known=known)
+    proposed = [search.propose()["learning_rate"] for _ in range(11)][1:]  # the baseline's first
+    assert sum(0.5 < rate < 0.9 for rate in proposed) >= 8
+    widths = make_space(WIDTHS, BASE)
+    again = Search(widths, config(), known=[result_of(widths.baseline(), 0)])
+    assert again.propose() == widths.baseline()
+
+
+def other_sweep(tmp_path, axes, *bindings, fingerprint="f" * 64):
+    other = run_of(axes, *bindings)
+    facts = SweepFacts(
+        name="other",
+        gin_config=other.text,
+        dataset_fingerprint=fingerprint,
+        objectives=other.sweep.objectives,
+    )
+    ledger = Ledger.create(tmp_path, "other", facts)
+    for number, candidate in enumerate(other.space.candidates()):
+        trial = finish(candidate, number, val_loss=1.0, rtf_ratio=1.0)
+        ledger.append(dataclasses.replace(trial, sweep="other"))
+    return ledger
+
+
+def test_what_is_fixed_in_one_sweep_may_be_an_axis_of_the_other(tmp_path):
+    ledger = other_sweep(
+        tmp_path, {"DilatedConvStack.channels": (4, 8)}, "train.learning_rate = 0.01"
+    )
+    rates = {"train.learning_rate": {"low": 1e-3, "high": 1e-1}}
+    known, told = known_from(ledger, run_of(WIDTHS | rates), "f" * 64)
+    assert [dict(t.candidate.values) for t in known] == [
+        {"channels": 4, "learning_rate": 0.01},
+        {"channels": 8, "learning_rate": 0.01},
+    ]
+    assert told == "warm start: 2 trials of 'other' are known"
+
+
+def test_what_is_no_candidate_here_is_skipped_and_counted(tmp_path):
+    ledger = other_sweep(tmp_path, {"DilatedConvStack.channels": (4, 8, 9)})
+    failed = Candidate.of({"channels": 5})
+    ledger.append(Trial("other", failed, reason=Reason.CRASHED))
+    known, told = known_from(ledger, run_of(WIDTHS), "f" * 64)
+    assert [t.candidate["channels"] for t in known] == [4, 8]
+    assert "2 skipped: 1 (" in told
+    assert "1 (failed)" in told
+    assert "1 (axis 'channels' has no value 9)" in told
+    for run_config, why in [
+        (run_of(WIDTHS, "train.steps = 7"), "train.steps is 300, here 7"),
+        (run_of(WIDTHS, "DilatedConvStack.norm = 'none'"), "DilatedConvStack.norm is 'frame'"),
+        (run_of({"RnnFc.channels": (8, 16)}, "model.decoder = @RnnFc()"), "the decoder is"),
+    ]:
+        assert why in known_from(ledger, run_config, "f" * 64)[1]
+
+
+def test_losses_on_another_dataset_do_not_compare(tmp_path):
+    ledger = other_sweep(tmp_path, WIDTHS)
+    known, told = known_from(ledger, run_of(WIDTHS), "e" * 64)
+    assert known == []
+    assert "4 skipped: 4 (another dataset)" in told
+
+
 # --- Limits
 
 
@@ -317,6 +485,26 @@ def test_tpe_keeps_away_from_what_is_infeasible():
         search.record(finish(candidate, number, reason=reason, val_loss=1.0, rtf_ratio=rates[-1]))
     assert sum(rate > 0.1 for rate in rates[:15]) >= 8
     assert sum(rate > 0.1 for rate in rates[-30:]) < 15
+
+
+@pytest.mark.parametrize("sampler", ["nsga2", "nsga3"])
+def test_genetic_samplers_keep_away_from_what_is_infeasible(sampler):
+    # Of one axis alone every child is a mutation, drawn at random.
+    others = ("train.decay_rate", "Synth.reverb_seconds", "Synth.reverb_decay_seconds")
+    unit = {"low": 1e-3, "high": 1.0}
+    space = make_space({"train.learning_rate": unit, **dict.fromkeys(others, unit)}, BASE)
+    search = Search(space, config(sampler, rtf_ratio=0.3, population_size=5))
+    rates = []
+    for number in range(100):
+        candidate = search.propose()
+        rate = candidate["learning_rate"]
+        rates.append(rate)
+        # The further over the limit, the better it would be.
+        reason = Reason.RTF if rate > 0.3 else None
+        measured = {"val_loss": 2 - rate, "rtf_ratio": rate}
+        search.record(finish(candidate, number, reason=reason, **measured))
+    assert sum(rate > 0.3 for rate in rates[:15]) >= 8
+    assert sum(rate > 0.3 for rate in rates[-40:]) < 20
 
 
 @pytest.mark.parametrize(
