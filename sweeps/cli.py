@@ -159,6 +159,7 @@ def _launch(options: argparse.Namespace) -> None:
             address=options.address,
             cpus_per_trial=options.cpus_per_trial,
             max_concurrent=options.max_concurrent,
+            log=options.log,
             on_event=progress,
         )
     _say(report.summary())
@@ -592,6 +593,7 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
     add("--address", metavar="A", help="of a running Ray cluster; default: start one here")
     add("--cpus-per-trial", type=float, default=1.0, metavar="N", help="default: 1")
     add("--max-concurrent", type=_positive, metavar="N", help="trials at a time at the most")
+    add("--log", nargs="+", default=[], metavar="L", help="also to wandb, mlflow, tensorboard")
     add("--dry-run", action="store_true", help="show axes, budget, resources and resolved gin")
     _add_storage(parser)
 

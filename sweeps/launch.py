@@ -5,13 +5,13 @@ another and writes each record to the ledger itself, before it tells the driver:
 the result is kept. Ray's own records of the run go to a scratch folder and are never read. All that
 a continued launch needs is the ledger and the checkpoints in the trials' work folders.
 
-Only this module and its helpers, `sweeps.cluster` and `sweeps.worker`, import Ray.
+Only this module and its helpers (`sweeps.cluster`, `sweeps.worker`, `sweeps.loggers`) import Ray.
 """
 
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from sweeps.config import RunConfig
 from sweeps.driver import Budget, Driver
 from sweeps.lease import leased
 from sweeps.ledger import Ledger, SweepFacts
+from sweeps.loggers import Loggers, check_installed
 from sweeps.progress import Listener, SweepBegan, Warned, silent
 from sweeps.scratch import ray_folder, scratch_folder, work_folder
 from sweeps.search import Search, known_from
@@ -90,6 +91,7 @@ def launch(
     address: str | None = None,
     cpus_per_trial: float = 1,
     max_concurrent: int | None = None,
+    log: Sequence[str] = (),
     on_event: Listener = silent,
     evaluator: str = "sweeps.evaluate:stages",
     measurer: str = "thesis.measure:measure_rtf",
@@ -112,17 +114,19 @@ def launch(
       address: Of a running Ray cluster; None starts one on this machine and stops it at the end.
       cpus_per_trial: CPUs that a trial claims; its thread pools are sized to match.
       max_concurrent: Trials at a time at the most; None runs as many as the CPUs allow.
+      log: What to log to as well: 'wandb', 'mlflow', 'tensorboard'; see `sweeps.loggers`.
       on_event: Is told what happens, in this thread.
       evaluator: What evaluates a candidate, as `sweeps.evaluate.stages` does: 'module:function' or
         'path/to/file.py:function'.
       measurer: What measures a model, as `thesis.measure.measure_rtf` does.
 
     Raises:
-      SweepError: A different sweep has this name, it is being launched already, or no node has
-        enough CPUs for a trial.
+      SweepError: A different sweep has this name, it is being launched already, no node has
+        enough CPUs for a trial, or it cannot be logged to what was asked for.
       DatasetError: There is no dataset.
       LedgerError: The storage cannot be used.
     """
+    check_installed(log)
     data = load_facts(dataset)
     dataset = str(Path(dataset).absolute())
     facts = SweepFacts(
@@ -153,6 +157,7 @@ def launch(
     if warm_start:
         known, told = known_from(Ledger.open(storage, warm_start), run, data.fingerprint)
         on_event(Warned(told))
+    loggers = Loggers(log, ledger, on_event)
     with (
         leased(ledger.location, name, waiting=lambda line: on_event(Warned(line))) as lost,
         scratch_folder(ledger) as scratch,
@@ -186,9 +191,9 @@ def launch(
             budget=Budget(trials, seconds, train_steps),
             slots=Slots(cpus_per_trial, max_concurrent).count,
             lost=lost,
-            on_event=on_event,
+            on_event=loggers,
         )
-        interrupted = _run(driver, address, cpus_per_trial, scratch)
+        interrupted = _run(driver, address, cpus_per_trial, scratch, loggers)
     return LaunchReport(
         name,
         ledger.uri,
@@ -300,7 +305,9 @@ def _loss(error: Exception | None) -> tuple[str, Reason | None]:
     return cause, None if "its node has died" in said else Reason.CRASHED
 
 
-def _run(driver: Driver, address: str | None, cpus_per_trial: float, scratch: Path) -> bool:
+def _run(
+    driver: Driver, address: str | None, cpus_per_trial: float, scratch: Path, loggers: Loggers
+) -> bool:
     """Runs the missing trials. Returns whether the user interrupted it.
 
     Raises:
@@ -312,6 +319,7 @@ def _run(driver: Driver, address: str | None, cpus_per_trial: float, scratch: Pa
         with (
             _responding(sigint, driver.drain, driver.interrupt),
             cluster(address, ray_folder(scratch)),
+            loggers,
         ):
             check_fits(cpus_per_trial)
             # Cluster managers end a job with SIGTERM. Ray has set a handler of its own by now.

@@ -7,7 +7,6 @@ import time
 from collections import Counter
 
 import pytest
-import ray
 
 from sweeps import __version__
 from sweeps.attempt import Shared, evaluate_and_record, load
@@ -59,21 +58,6 @@ def records(storage, sweep="s"):
     """Every record's bytes and time, by id."""
     folder = storage / sweep / "trials"
     return {f.stem: (f.read_bytes(), f.stat().st_mtime_ns) for f in folder.glob("*.parquet")}
-
-
-@pytest.fixture(scope="session")
-def cluster():
-    """One cluster for all tests that need one: a start costs seconds."""
-    ray.init(
-        address="local",
-        num_cpus=2,
-        object_store_memory=80 * 2**20,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture
@@ -512,6 +496,21 @@ def test_events_tell_the_story_of_every_trial(cluster, start):
         assert TrialEnded(trial) in events
     # Workers are used again: TensorFlow is imported once in each.
     assert len({t.measurement.p50_seconds for t in report.recorded}) <= 2
+
+
+def test_a_launch_is_logged_trial_by_trial(cluster, start, storage):
+    events = []
+    report = start(3, log=["tensorboard"], on_event=events.append)
+    assert report.finished == 3
+    assert not any(isinstance(event, Warned) for event in events)
+    logged = {file.parent.name for file in storage.glob("s/logs/tensorboard/*/events.*")}
+    assert logged == {trial.id for trial in report.recorded}
+
+
+def test_a_launch_that_cannot_be_logged_as_asked_begins_nothing(start, storage):
+    with pytest.raises(SweepError, match="nothing named 'csv' to log to"):
+        start(3, log=["csv"])
+    assert not storage.exists()
 
 
 def test_workers_are_replaced_before_they_have_grown_too_large(cluster, start, monkeypatch):
