@@ -1,4 +1,4 @@
-"""Proposes candidates: the one importer of Optuna.
+"""Proposes candidates, by Optuna.
 
 Optuna is used as a sampler and nothing else. Its study lives in memory and is rebuilt from the
 ledger, so it cannot disagree with the records, and no crash leaves half a trial behind in it.
@@ -89,7 +89,7 @@ class Search:
         self._space = space
         self._limits = config.limits
         self._objectives = tuple(objective(name) for name in config.objectives)
-        self._distributions = {axis.name: _distribution(axis) for axis in space.axes}
+        self._distributions = {axis.name: distribution_of(axis) for axis in space.axes}
         # Seeded with the history's length too: a continued search that drew the same numbers
         # again would propose what it has proposed before.
         self._rng = random.Random(f"{config.seed}/{len(history)}")
@@ -130,12 +130,12 @@ class Search:
         self._tell(asked or self._admit(trial.candidate), trial)
 
     def _tell(self, asked: optuna.Trial, trial: Trial) -> None:
-        for name, excess in _constraints(trial, self._limits).items():
+        for name, excess in constraints_of(trial, self._limits).items():
             asked.set_constraint(name, excess)
         if trial.status is Status.PRUNED:
             # Not reported to Optuna as intermediate values: it takes those of one objective only.
             asked.set_user_attr("curve", {str(step): loss for step, loss in trial.curve.items()})
-        state, values = _outcome(trial, self._objectives)
+        state, values = outcome_of(trial, self._objectives)
         self._study.tell(asked, values, state=state)
 
     def _sample(self) -> Candidate | None:
@@ -237,7 +237,7 @@ def screen(sweep: str, run: RunConfig, candidate: Candidate, data: DatasetFacts)
     return Trial(sweep, candidate, measurement, reason, detail, provenance)
 
 
-def _outcome(
+def outcome_of(
     trial: Trial, objectives: Iterable[Objective]
 ) -> tuple[TrialState, list[float] | None]:
     """Returns what Optuna is told of a trial.
@@ -255,7 +255,7 @@ def _outcome(
     return TrialState.FAIL, None
 
 
-def _constraints(trial: Trial, limits: Limits) -> dict[str, float]:
+def constraints_of(trial: Trial, limits: Limits) -> dict[str, float]:
     """Returns by how much a trial is over each limit, relative to it; allowed is at most 0.
 
     Optuna's samplers prefer feasible candidates, and among the others those nearest to the limit.
@@ -272,7 +272,8 @@ def _constraints(trial: Trial, limits: Limits) -> dict[str, float]:
     return excess
 
 
-def _distribution(axis: Axis) -> BaseDistribution:
+def distribution_of(axis: Axis) -> BaseDistribution:
+    """Returns an axis's domain as Optuna has it."""
     domain = axis.domain
     if isinstance(domain, Choice):
         return CategoricalDistribution(domain.values)
@@ -283,9 +284,13 @@ def _distribution(axis: Axis) -> BaseDistribution:
 
 def _study(objectives: Iterable[Objective], sampler: BaseSampler) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna.create_study(directions=directions_of(objectives), sampler=sampler)
+
+
+def directions_of(objectives: Iterable[Objective]) -> list[StudyDirection]:
+    """Returns the objectives' directions as Optuna has them."""
     minimize, maximize = StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE
-    directions = [minimize if o.goal is Goal.MIN else maximize for o in objectives]
-    return optuna.create_study(directions=directions, sampler=sampler)
+    return [minimize if o.goal is Goal.MIN else maximize for o in objectives]
 
 
 def _sampler(config: SweepConfig, space: SearchSpace, seed: int) -> BaseSampler:
