@@ -14,214 +14,50 @@ Any number of processes may append, compact and read at once, without locks:
 - A record leaves a file only after a file one level further up holds it. Readers list the levels
   upwards, so a record that moves meanwhile is met twice at worst, and they keep one of an id.
 
-Only this module and `sweeps.storage` import pyarrow.
+With `sweeps.storage` and `sweeps.records` the only importers of pyarrow in `sweeps`.
 """
 
 import contextlib
 import dataclasses
 import hashlib
 import json
-import math
 import re
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, TypeVar, get_args, get_origin
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sweeps.errors import LedgerError, SweepError, TrialError, nearest
 from sweeps.objectives import Limit, Objective
-from sweeps.pareto import (
-    REASONS,
-    Column,
-    Ints,
-    ParetoFront,
-    Records,
-    assemble,
-    columns_needed,
-    front_rows,
+from sweeps.pareto import Ints, ParetoFront, assemble, columns_needed, front_rows
+from sweeps.records import (
+    GROUP_ROWS,
+    NO_ROWS,
+    SCHEMA,
+    UPGRADE,
+    Batch,
+    common_schema,
+    conform,
+    many_records,
+    numbers_in,
+    one_record,
+    read_rows,
+    table_of,
 )
 from sweeps.standing import Outcomes
 from sweeps.storage import Location
-from sweeps.trial import (
-    METRICS,
-    SCHEMA_VERSION,
-    Attempt,
-    Candidate,
-    Measurement,
-    Provenance,
-    Reason,
-    Trial,
-)
+from sweeps.trial import SCHEMA_VERSION, Attempt, Trial
+from sweeps.trial_ids import Numbers, TrialIds, first_of_each
 
 T = TypeVar("T")
-
-# ---------------------------------------------------------------------------------------------
-# Records: a trial as a row
-
-
-def _arrow_field(declared: "dataclasses.Field[Any]") -> pa.Field:
-    # `float | None` is a float column; a mapping is kept as JSON.
-    kinds = get_args(declared.type) or (declared.type,)
-    types = {int: pa.int64(), float: pa.float64(), str: pa.string()}
-    return pa.field(declared.name, types[kinds[0]])
-
-
-_PROVENANCE = tuple(f.name for f in dataclasses.fields(Provenance))
-_MAPPINGS = tuple(f.name for f in dataclasses.fields(Provenance) if get_origin(f.type) is Mapping)
-
-SCHEMA = pa.schema(
-    [
-        ("schema_version", pa.int64()),
-        ("sweep", pa.string()),
-        ("trial_id", pa.string()),
-        ("candidate", pa.string()),
-        ("reason", pa.string()),
-        ("detail", pa.string()),
-        *map(_arrow_field, dataclasses.fields(Measurement)),
-        *map(_arrow_field, dataclasses.fields(Provenance)),
-        ("curve", pa.string()),
-    ]
-)
-"""The columns of a record. Null: a metric that was not reached; the reason of a completed trial.
-
-`candidate`, `versions`, `measure_conditions` and `curve` are JSON objects, `reason` is the name of
-a `Reason`. A column is added by adding a field to `sweeps.trial`: files without it read as null, or
-as the field's default.
-"""
-
-
-def _row(trial: Trial) -> dict[str, Any]:
-    provenance = {name: getattr(trial.provenance, name) for name in _PROVENANCE}
-    row = {
-        "schema_version": trial.schema_version,
-        "sweep": trial.sweep,
-        "trial_id": trial.id,
-        "candidate": trial.candidate.to_json(),
-        "reason": trial.reason and trial.reason.name,
-        "detail": trial.detail,
-        **{name: trial.metric(name) for name in METRICS},
-        **provenance,
-        **{name: json.dumps(dict(provenance[name]), sort_keys=True) for name in _MAPPINGS},
-        "curve": json.dumps(dict(sorted(trial.curve.items()))),
-    }
-    return {name: _storable(value) for name, value in row.items()}
-
-
-def _storable(value: Any) -> Any:
-    # An exception's text may hold half a surrogate pair. It must not cost us the record.
-    if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode("utf-8")
-    return value
-
-
-def _trial(row: Mapping[str, Any]) -> Trial:
-    provenance = {name: row[name] for name in _PROVENANCE if row[name] is not None}
-    provenance |= {name: json.loads(provenance[name]) for name in _MAPPINGS if name in provenance}
-    return Trial(
-        sweep=row["sweep"],
-        candidate=Candidate.from_json(row["candidate"]),
-        measurement=Measurement(**{name: row[name] for name in METRICS}),
-        reason=None if row["reason"] is None else _reason(row["reason"]),
-        detail=row["detail"] or "",
-        provenance=Provenance(**provenance),
-        schema_version=row["schema_version"],
-        curve={int(step): loss for step, loss in json.loads(row["curve"] or "{}").items()},
-    )
-
-
-def _reason(name: str) -> Reason:
-    try:
-        return Reason[name]
-    except KeyError:
-        raise LedgerError(
-            f"a record gives '{name}' as its reason, which is unknown here",
-            hint=_UPGRADE,
-        ) from None
-
-
-def _to_parquet(table: pa.Table, **options: Any) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, **options)
-    return bytes(sink.getvalue())
-
-
-# What makes large files small makes files of one row slow to read: without dictionaries,
-# compression, statistics and the Arrow schema, 1,000 of them take half of the time.
-_ONE_ROW = {
-    "use_dictionary": False,
-    "compression": "none",
-    "write_statistics": False,
-    "store_schema": False,
-}
-_MANY_ROWS = {"compression": "zstd", "row_group_size": 50_000}
-
-
-def _conform(table: pa.Table, names: Sequence[str]) -> pa.Table:
-    """Returns these columns in their declared types; null where an older file has none."""
-    columns = {}
-    for name in names:
-        kind = SCHEMA.field(name).type
-        if name not in table.column_names:
-            columns[name] = pa.nulls(len(table), kind)
-        else:
-            column = table[name]
-            columns[name] = column if column.type == kind else column.cast(kind)
-    return pa.table(columns)
-
-
-# pa.array and to_numpy import pandas where it is installed, which takes longer than a front does.
-
-
-def _to_numpy(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[Any]:
-    """Returns a column of numbers without nulls."""
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-    return np.from_dlpack(column)
-
-
-def _to_arrow(numbers: Ints) -> pa.Array:
-    buffer = pa.py_buffer(np.ascontiguousarray(numbers, np.int64))
-    return pa.Array.from_buffers(pa.int64(), len(numbers), [None, buffer])
-
-
-def _to_strings(texts: Sequence[str]) -> pa.Array:
-    encoded = [text.encode() for text in texts]
-    offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int32)
-    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded))]
-    return pa.Array.from_buffers(pa.string(), len(texts), buffers)
-
-
-def _first_of_each_id(table: pa.Table) -> pa.Table:
-    ids = table["trial_id"].combine_chunks().dictionary_encode()
-    if len(ids.dictionary) == len(ids):
-        return table
-    _, first = np.unique(_to_numpy(ids.indices), return_index=True)
-    return table.take(_to_arrow(np.sort(first)))
-
-
-def _parse(source: pa.NativeFile, columns: Sequence[str] | None, ids: pa.Array | None) -> pa.Table:
-    """Reads some columns (default: all), and of these some trials (default: all)."""
-    with pq.ParquetFile(source) as file:
-        if ids is None:
-            return file.read(columns, use_threads=False)
-        groups = []
-        for group in range(file.num_row_groups):
-            wanted = pc.is_in(file.read_row_group(group, ["trial_id"])["trial_id"], ids)
-            if pc.any(wanted).as_py():
-                groups.append(file.read_row_group(group, columns).filter(wanted))
-        return pa.concat_tables(groups) if groups else file.read_row_groups([], columns)
-
-
-# ---------------------------------------------------------------------------------------------
-# Sweeps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,7 +140,7 @@ class Ledger:
         self.location = location
         self.facts = facts
         # Merged files never change, so what they hold need not be asked for twice.
-        self._ids_of_merged: dict[str, frozenset[str]] = {}
+        self._merged_numbers: dict[str, Numbers] = {}
 
     @classmethod
     def create(cls, storage: str | Path | Location, sweep: str, facts: SweepFacts) -> "Ledger":
@@ -372,10 +208,9 @@ class Ledger:
         self._check_own(trial)
         name = f"{_levels(self.name)[0]}/{trial.id}.parquet"
         # This order: a record that moves to a merged file meanwhile is there when we look.
-        if self.location.exists(name) or any(trial.id in ids for ids in self._merged_ids()):
+        if self.location.exists(name) or self._is_merged(trial.id):
             return False
-        table = pa.Table.from_pylist([_row(trial)], schema=SCHEMA)
-        added = self._put(name, _to_parquet(table, **_ONE_ROW))
+        added = self._put(name, one_record(trial))
         # The record is safe, and a mark that stays is harmless: `started` passes over it.
         with contextlib.suppress(LedgerError):
             self.location.delete(self._mark(trial.id))
@@ -391,27 +226,64 @@ class Ledger:
           LedgerError: As in `append`.
         """
         known = self.ids()
-        rows: dict[str, dict[str, Any]] = {}
+        new: dict[str, Trial] = {}
         for trial in trials:
             self._check_own(trial)
             if trial.id not in known:
-                rows.setdefault(trial.id, _row(trial))
-        if rows:
-            self._put_merged(pa.Table.from_pylist([*rows.values()], schema=SCHEMA), level=1)
-        return len(rows)
+                new.setdefault(trial.id, trial)
+        if new:
+            self._put_merged(many_records([table_of(new.values())], SCHEMA), level=1)
+        return len(new)
 
     def trials(self) -> list[Trial]:
         """Returns all finished trials in the order in which they finished.
 
+        A trial takes some 10 kB; `scan` and `outcomes` are for sweeps that are too large for that.
+
         Raises:
           LedgerError: A record cannot be read, or a newer release wrote it.
         """
-        return _in_order(self._read(SCHEMA.names))
+        trials = [trial for batch in self.scan(SCHEMA.names) for trial in batch.trials()]
+        return sorted(trials, key=lambda trial: (trial.provenance.finished_at, trial.id))
 
-    def ids(self) -> set[str]:
+    def ids(self) -> TrialIds:
         """Returns the ids of all finished trials."""
-        single = self.location.names(_levels(self.name)[0], ".parquet")
-        return {PurePosixPath(name).stem for name in single}.union(*self._merged_ids())
+        names = self.location.names(_levels(self.name)[0], ".parquet")
+        single = TrialIds.of(PurePosixPath(name).stem for name in names)
+        return TrialIds(single.numbers, *self._numbers_of_merged(level=1))
+
+    def scan(self, columns: Sequence[str], *, known: Collection[str] = ()) -> Iterator[Batch]:
+        """Yields some columns of all finished trials, each trial once, some thousand at a time.
+
+        Trials that are recorded meanwhile may be left out. What is read need not fit into memory.
+
+        Args:
+          columns: Names of `SCHEMA`.
+          known: Ids of trials that are left out.
+
+        Raises:
+          LedgerError: As in `trials`.
+        """
+        met = [known.numbers if isinstance(known, TrialIds) else TrialIds.of(known).numbers]
+        for _ in range(_LOOKS):
+            try:
+                for chunk in _chunks(self._parts(TrialIds(*met))):
+                    batch = self._batch(columns, chunk)
+                    yield batch
+                    met.append(numbers_in(batch.table["trial_id"]))
+                return
+            except FileNotFoundError:
+                pass  # What is left has moved.
+        raise _restless()
+
+    def outcomes(
+        self, objectives: Sequence[Objective], *, known: Collection[str] = ()
+    ) -> Iterator[Outcomes]:
+        """Yields what a `Standing` is made of, some thousand trials at a time; as `scan`."""
+        columns = columns_needed(objectives, ())
+        needed = ("reason", "host_fingerprint", "started_at", "finished_at", *columns)
+        for batch in self.scan(needed, known=known):
+            yield batch.outcomes(columns)
 
     def get(self, prefix: str) -> Trial:
         """Returns the trial whose id is, or alone begins with, `prefix`.
@@ -420,16 +292,21 @@ class Ledger:
           TrialError: There is none, or more than one.
         """
         ids = self.ids()
-        matches = _matching(prefix, ids)
+        matches = ids.beginning(prefix)
         if not matches:
             raise _unknown(prefix, ids, f"'sweeps front {self.name}' lists the best")
         if len(matches) > 1:
-            some = ", ".join(matches[:5]) + (", ..." if len(matches) > 5 else "")
+            some = ", ".join(islice(matches, 5)) + (", ..." if len(matches) > 5 else "")
             raise TrialError(
                 f"'{prefix}' begins the ids of {len(matches)} trials: {some}",
                 hint="give more digits of the id",
             )
-        return _in_order(self._read(SCHEMA.names, matches))[0]
+
+        def look() -> list[Trial]:
+            parts = [part.only(matches.hold(part.numbers)) for part in self._parts()]
+            return self._batch(SCHEMA.names, parts).trials()
+
+        return _while_files_move(look)[0]
 
     def front(self, objectives: Sequence[Objective], limits: Sequence[Limit] = ()) -> ParetoFront:
         """Returns what `pareto_front` makes of `trials()`, but reads only the columns in question.
@@ -439,17 +316,25 @@ class Ledger:
           LedgerError: As in `trials`.
         """
         columns = columns_needed(objectives, limits)
-        table = self._read(("trial_id", "reason", "host_fingerprint", *columns))
-        rows, excluded = front_rows(_records(table, columns), objectives, limits)
-        ids = table["trial_id"].take(_to_arrow(rows)).to_pylist()
-        members = _in_order(self._read(SCHEMA.names, ids)) if ids else []
-        return assemble(members, objectives, len(table), excluded)
 
-    def compact(self) -> int:
+        def look() -> ParetoFront:
+            parts = self._parts()
+            batch = self._batch(("reason", "host_fingerprint", *columns), parts)
+            rows, excluded = front_rows(batch.records(columns), objectives, limits)
+            members = self._batch(SCHEMA.names, _choose(parts, rows)).trials()
+            return assemble(members, objectives, len(batch), excluded)
+
+        return _while_files_move(look)
+
+    def compact(self, *, fully: bool = False) -> int:
         """Merges small files into larger ones, so that many trials are read as fast as few.
 
         A thousand single records read in about a third of a second, so a sweep needs this once in
         some hundred trials. Any process may do it at any time; two at once do some work twice.
+        What writers that were killed left behind is removed when it is a day old.
+
+        Args:
+          fully: Merges what there is, even where that is little.
 
         Returns:
           The number of files that were merged away.
@@ -460,8 +345,10 @@ class Ledger:
         merged = 0
         for level, folder in enumerate(_levels(self.name)[:-1]):
             names = self.location.names(folder, ".parquet")
-            if len(names) >= _FAN_IN[level]:
-                merged += self._merge(names, level + 1)
+            if len(names) >= (2 if fully else _FAN_IN[level]):
+                merged += self._merge(names[::-1], level + 1)
+        for folder in (self.name, _started(self.name), *_levels(self.name)):
+            self.location.delete_leftovers(folder)
         return merged
 
     def mark_started(self, attempt: Attempt) -> None:
@@ -562,112 +449,137 @@ class Ledger:
             self.location.put(_facts(self.name), current.to_json().encode(), replace=True)
             self.facts = current
 
-    def _read(self, columns: Sequence[str], ids: Collection[str] | None = None) -> pa.Table:
-        """Reads some columns of all trials, or of those with these ids; one row an id."""
-        wanted = None if ids is None else _to_strings(sorted(ids))
-        return self._read_files(lambda: self._files(ids), columns, wanted)[1]
+    def _batch(self, columns: Sequence[str], parts: Sequence["_Part"]) -> Batch:
+        """Reads some columns of what counts of some files.
 
-    def _read_files(
-        self, list_files: Callable[[], list[str]], columns: Sequence[str], ids: pa.Array | None
-    ) -> tuple[list[str], pa.Table]:
-        """Reads some columns of some files; returns these files, and one row an id."""
-        columns = tuple(dict.fromkeys(("schema_version", "trial_id", *columns)))
+        Raises:
+          FileNotFoundError: One of them is gone: it has been merged into another.
+          LedgerError: One cannot be read, or a newer release wrote it.
+        """
+        columns = tuple(dict.fromkeys(("trial_id", *columns)))
+        read = ("schema_version", *columns)
 
-        def read() -> tuple[list[str], list[pa.Table]]:
-            names = list_files()
-            return names, self.location.each(lambda name: self._load(name, columns, ids), names)
+        def load(part: _Part) -> pa.Table:
+            return conform(self._load(part, read), columns)
 
-        names, tables = _while_files_move(read)
-        if not tables:
-            return names, SCHEMA.empty_table().select(columns)
-        # A column that only some releases knew is filled with null.
-        table = pa.concat_tables(tables, promote_options="permissive")
-        return names, _first_of_each_id(_conform(table, columns))
+        tables = self.location.each(load, [part for part in parts if len(part)])
+        return Batch(pa.concat_tables([NO_ROWS.select(columns), *tables]))
 
-    def _files(self, ids: Collection[str] | None = None) -> list[str]:
-        """Returns the files to read for all trials, or for those with these ids; oldest first."""
-        names = self.location.names(_levels(self.name)[0], ".parquet")
-        if ids is not None:
-            names = [name for name in names if PurePosixPath(name).stem in ids]
+    def _parts(self, known: TrialIds | None = None) -> list["_Part"]:
+        """Returns what counts of each file, oldest first; the trials in `known` do not."""
+        return _while_files_move(lambda: self._parts_of(self._files(), known))
+
+    def _parts_of(self, names: Sequence[str], known: TrialIds | None = None) -> list["_Part"]:
+        numbers = self.location.each(self._numbers_in, names)
+        every = np.concatenate([np.empty(0, np.uint64), *numbers])
+        counts = first_of_each(every)
+        if known:
+            counts &= ~known.hold(every)
+        ends = np.cumsum([len(some) for some in numbers], dtype=np.intp)
+        masks = np.split(counts, ends[:-1]) if names else []
+        return [
+            _Part(name, some[mask], np.flatnonzero(mask))
+            for name, some, mask in zip(names, numbers, masks, strict=True)
+        ]
+
+    def _files(self) -> list[str]:
+        """Returns the files of all trials, oldest first."""
+        single = self.location.names(_levels(self.name)[0], ".parquet")
         # Listed upwards for the sake of records that move, but the upper ones came first.
-        return [*self._merged_files(1), *names[::-1]]
+        return [*self._merged_files(level=1), *single[::-1]]
 
     def _merged_files(self, level: int) -> list[str]:
-        """Returns the merged files of this level and above; oldest first."""
+        """Returns the merged files of this level and above, oldest first."""
         folders = _levels(self.name)[level:]
         return [name for folder in folders for name in self.location.names(folder, ".parquet")][
             ::-1
         ]
 
-    def _load(
-        self, name: str, columns: Sequence[str] | None = None, ids: pa.Array | None = None
-    ) -> pa.Table:
-        """Reads one file.
-
-        Raises:
-          FileNotFoundError: It is gone: its records have been merged into another.
-          LedgerError: It cannot be read, or a newer release wrote it.
-        """
+    def _load(self, part: "_Part", columns: Sequence[str] | None = None) -> pa.Table:
+        """Reads what counts of one file; see `_batch`."""
 
         def parse(file: pa.NativeFile) -> pa.Table:
             # One request for a small file; only the columns in question of a large one.
             small = file.size() <= _SMALL_BYTES
-            return _parse(pa.BufferReader(file.read_buffer()) if small else file, columns, ids)
+            source = pa.BufferReader(file.read_buffer()) if small else file
+            return read_rows(source, columns, part.rows)
 
-        try:
-            table = self.location.parse(name, parse)
+        with self._reporting_damage(part.name):
+            table = self.location.parse(part.name, parse)
             version = pc.max(table["schema_version"]).as_py()
+        if version is not None and version > SCHEMA_VERSION:
+            raise LedgerError(
+                f"{self.location.show(part.name)} has schema version {version}, "
+                f"and this release reads up to {SCHEMA_VERSION}",
+                hint=UPGRADE,
+            )
+        return table
+
+    @contextlib.contextmanager
+    def _reporting_damage(self, name: str) -> Iterator[None]:
+        try:
+            yield
         except FileNotFoundError:
             raise
-        except (pa.ArrowInvalid, OSError, KeyError) as error:
+        except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
             raise LedgerError(
                 f"{self.location.show(name)} is not a readable record: "
                 f"{str(error).partition(chr(10))[0]}",
                 hint="restore the file, or delete it and launch the sweep again: "
                 "what it held is run again",
             ) from error
-        if version is not None and version > SCHEMA_VERSION:
-            raise LedgerError(
-                f"{self.location.show(name)} has schema version {version}, "
-                f"and this release reads up to {SCHEMA_VERSION}",
-                hint=_UPGRADE,
-            )
-        return table
 
     def _merge(self, names: Sequence[str], level: int) -> int:
-        """Merges files into one of the given level; returns how many."""
+        """Merges files into some of the given level; returns how many."""
+        # Of two records of one id, readers take that of the upper level. It stays the one.
+        upper = TrialIds(*self._numbers_of_merged(level))
         try:
-            tables = self.location.each(self._load, names[::-1])  # in the order of `_files`
+            chunks = _chunks(self._parts_of(names, known=upper))
+            # Whole rows, columns of other releases included.
+            schema = common_schema(self.location.each(self._schema, names))
+            while file_chunks := [*islice(chunks, _MAX_GROUPS)]:
+                tables = map(self._whole_rows, file_chunks)
+                self._put_merged(many_records(tables, schema), level)
         except FileNotFoundError:
             return 0  # Somebody else is at it.
-        # Whole rows, columns of other releases included.
-        table = _first_of_each_id(pa.concat_tables(tables, promote_options="permissive"))
-        # Of two records of one id, readers take that of the upper level. It stays the one.
-        for ids in self._merged_ids(level):
-            table = table.filter(pc.invert(pc.is_in(table["trial_id"], _to_strings([*ids]))))
-        if len(table):
-            self._put_merged(table, level)
         self.location.each(self.location.delete, names)
         return len(names)
 
-    def _put_merged(self, table: pa.Table, level: int) -> None:
-        data = _to_parquet(table, **_MANY_ROWS)
+    def _whole_rows(self, parts: Sequence["_Part"]) -> pa.Table:
+        tables = self.location.each(self._load, parts)
+        return pa.concat_tables(tables, promote_options="permissive")
+
+    def _schema(self, name: str) -> pa.Schema:
+        schema: pa.Schema = self.location.parse(name, pq.read_schema)
+        return schema
+
+    def _put_merged(self, data: bytes, level: int) -> None:
         name = hashlib.sha256(data).hexdigest()[:16]
         self._put(f"{_levels(self.name)[level]}/{name}.parquet", data)
 
-    def _merged_ids(self, level: int = 1) -> list[frozenset[str]]:
+    def _is_merged(self, trial_id: str) -> bool:
+        number = np.uint64(int(trial_id, 16))
+        return any((numbers == number).any() for numbers in self._numbers_of_merged(level=1))
+
+    def _numbers_of_merged(self, level: int) -> list[Numbers]:
         """Returns the ids in each merged file of this level and above."""
 
-        def ids() -> list[frozenset[str]]:
-            return [self._ids_in(name) for name in self._merged_files(level)]
+        def numbers() -> list[Numbers]:
+            return [self._numbers_in(name) for name in self._merged_files(level)]
 
-        return _while_files_move(ids)
+        return _while_files_move(numbers)
 
-    def _ids_in(self, name: str) -> frozenset[str]:
-        if name not in self._ids_of_merged:
-            ids = self._load(name, ("schema_version", "trial_id"))["trial_id"]
-            self._ids_of_merged[name] = frozenset(ids.to_pylist())
-        return self._ids_of_merged[name]
+    def _numbers_in(self, name: str) -> Numbers:
+        """Returns the ids of a file's rows, in their order."""
+        if name in self._merged_numbers:
+            return self._merged_numbers[name]
+        with self._reporting_damage(name):
+            path = PurePosixPath(name)
+            if path.parent.name == _SINGLE:
+                return np.array([int(path.stem, 16)], np.uint64)
+            table = self.location.parse(name, lambda file: read_rows(file, ["trial_id"], None))
+            self._merged_numbers[name] = numbers_in(table["trial_id"])
+        return self._merged_numbers[name]
 
     def _mark(self, trial_id: str) -> str:
         return f"{_started(self.name)}/{trial_id}.json"
@@ -693,47 +605,37 @@ class _Mark(NamedTuple):
 
 
 class Tail:
-    """Reads what is new in a sweep since it was read last: each file once, and each trial once.
+    """Reads what is new in a sweep since it was read last: each trial once.
 
-    It keeps the ids of all trials in mind, some 100 bytes each. Not for several threads at once.
+    It keeps the ids of all trials in mind, eight bytes each. Not for several threads at once.
     """
 
     def __init__(self, ledger: Ledger, objectives: Sequence[Objective]) -> None:
         """Begins at the sweep's first trial, and reads what these objectives need."""
         self._ledger = ledger
-        self._metrics = columns_needed(objectives, ())
-        self._ids: set[str] = set()
-        self._merged: set[str] = set()
+        self._objectives = objectives
+        self._ids = TrialIds()
         self._attempts: dict[_Mark, Attempt] = {}
 
-    def read(self) -> tuple[Outcomes, list[Attempt]]:
-        """Returns the trials that were not on record at the last call, and what is started now.
+    def read(self, tell: Callable[[Outcomes], None]) -> list[Attempt]:
+        """Tells the trials that were not on record at the last call; returns what is started now.
+
+        Args:
+          tell: Is told some thousand trials at a time.
 
         Raises:
           LedgerError: A record cannot be read, or a newer release wrote it.
         """
         # Marks first: a trial that ends meanwhile is then found among them, or on record.
         attempts = self._read_marks()
-        outcomes = self._read_records()
-        return outcomes, [each for each in attempts if each.candidate.id not in self._ids]
-
-    def _read_records(self) -> Outcomes:
-        columns = ("reason", "host_fingerprint", "started_at", "finished_at", *self._metrics)
-        names, table = self._ledger._read_files(self._new_files, columns, None)
-        ids = table["trial_id"].to_pylist()
-        new = [row for row, trial_id in enumerate(ids) if trial_id not in self._ids]
-        if len(new) < len(ids):
-            table, ids = table.take(_to_arrow(np.array(new, np.intp))), [ids[row] for row in new]
-        self._ids.update(ids)
-        # The others are named by the one trial that they hold.
-        self._merged.update(name for name in names if PurePosixPath(name).stem not in self._ids)
-        return Outcomes(
-            ids=ids,
-            records=_records(table, self._metrics),
-            hosts=[host or "" for host in _codes(table["host_fingerprint"])[1]],
-            started_at=np.nan_to_num(_column(table["started_at"]).values),
-            finished_at=np.nan_to_num(_column(table["finished_at"]).values),
-        )
+        told = [self._ids.numbers]
+        try:
+            for outcomes in self._ledger.outcomes(self._objectives, known=self._ids):
+                tell(outcomes)
+                told.append(TrialIds.of(outcomes.ids).numbers)
+        finally:
+            self._ids = TrialIds(*told)
+        return [attempt for attempt in attempts if attempt.candidate.id not in self._ids]
 
     def _read_marks(self) -> list[Attempt]:
         location, folder = self._ledger.location, _started(self._ledger.name)
@@ -754,20 +656,61 @@ class Tail:
         except FileNotFoundError:  # its trial has just finished
             return None
 
-    def _new_files(self) -> list[str]:
-        return [
-            name
-            for name in self._ledger._files()
-            if name not in self._merged and PurePosixPath(name).stem not in self._ids
-        ]
 
-
-_FAN_IN = (2, 8, 8)
+_FAN_IN = (2, 16, 16)
 """How many files of a level it takes before they are merged into one of the next."""
+
+_MAX_GROUPS = 20
+"""Row groups of a merged file at the most: 100,000 trials, 12 MB."""
 
 _SMALL_BYTES = 1 << 20
 
-_UPGRADE = "a newer release wrote it; upgrade ddsp-sweeps"
+_SINGLE = "trials"
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What counts of a file.
+
+    Attributes:
+      name: Of the file.
+      numbers: uint64 [trials]; the ids that count.
+      rows: int [trials]; their rows in the file, rising.
+    """
+
+    name: str
+    numbers: Numbers
+    rows: Ints
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def only(self, places: Any) -> "_Part":
+        """Returns some of it: what a slice, a mask or an index of NumPy's chooses."""
+        return _Part(self.name, self.numbers[places], self.rows[places])
+
+
+def _chunks(parts: Iterable[_Part]) -> Iterator[list[_Part]]:
+    """Yields parts of files, so many that they hold at most `GROUP_ROWS` trials together."""
+    chunk: list[_Part] = []
+    for part in parts:
+        for start in range(0, len(part), GROUP_ROWS):
+            piece = part.only(slice(start, start + GROUP_ROWS))
+            if sum(map(len, chunk)) + len(piece) > GROUP_ROWS:
+                yield chunk
+                chunk = []
+            chunk.append(piece)
+    if chunk:
+        yield chunk
+
+
+def _choose(parts: Iterable[_Part], rows: Ints) -> list[_Part]:
+    """Returns what is in some rows, counted through all parts."""
+    chosen, start = [], 0
+    for part in parts:
+        chosen.append(part.only(rows[(rows >= start) & (rows < start + len(part))] - start))
+        start += len(part)
+    return chosen
 
 
 def _levels(sweep: str) -> tuple[str, ...]:
@@ -793,43 +736,17 @@ def _while_files_move(look: Callable[[], T]) -> T:
     for _ in range(_LOOKS):
         with contextlib.suppress(FileNotFoundError):
             return look()
-    raise LedgerError(
+    raise _restless()
+
+
+def _restless() -> LedgerError:
+    return LedgerError(
         "the ledger's files move faster than they can be read",
         hint="let one process at a time compact the sweep",
     )
 
 
 _LOOKS = 50
-
-
-def _in_order(table: pa.Table) -> list[Trial]:
-    trials = map(_trial, table.to_pylist())
-    return sorted(trials, key=lambda trial: (trial.provenance.finished_at, trial.id))
-
-
-def _records(table: pa.Table, columns: Iterable[str]) -> Records:
-    """Returns what a front needs to know of each row."""
-    reasons, names = _codes(table["reason"])
-    hosts, _ = _codes(table["host_fingerprint"])
-    index = [REASONS.index(None if name is None else _reason(name)) for name in names]
-    return Records(
-        reasons=np.array(index, np.intp)[reasons],
-        hosts=hosts,
-        columns={name: _column(table[name]) for name in columns},
-    )
-
-
-def _column(column: pa.ChunkedArray) -> Column:
-    present = _to_numpy(column.is_valid().cast(pa.uint8())).astype(np.bool_)
-    values = np.full(len(column), math.nan)
-    values[present] = _to_numpy(column.drop_null())
-    return Column(values, present)
-
-
-def _codes(column: pa.ChunkedArray) -> tuple[Ints, list[Any]]:
-    """Returns a number for each row, and the value that each number stands for."""
-    encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
-    return _to_numpy(encoded.indices).astype(np.intp), encoded.dictionary.to_pylist()
 
 
 def _parse_facts(text: str, where: str) -> SweepFacts:
@@ -843,19 +760,18 @@ def _parse_facts(text: str, where: str) -> SweepFacts:
         raise LedgerError(
             f"{where} has schema version {facts.schema_version}, "
             f"and this release reads up to {SCHEMA_VERSION}",
-            hint=_UPGRADE,
+            hint=UPGRADE,
         )
     return facts
 
 
-def _matching(prefix: str, ids: Iterable[str]) -> list[str]:
-    """Returns the ids that a user may mean: the very one, or those that begin so."""
-    matches = sorted(trial_id for trial_id in ids if trial_id.startswith(prefix))
-    return [prefix] if prefix in matches else matches
+def _unknown(prefix: str, ids: TrialIds, otherwise: str) -> TrialError:
+    alike = islice(ids.beginning(prefix[:2]) or ids, _COMPARED)
+    return TrialError(f"no trial '{prefix}'", hint=nearest(prefix, alike, otherwise=otherwise))
 
 
-def _unknown(prefix: str, ids: Iterable[str], otherwise: str) -> TrialError:
-    return TrialError(f"no trial '{prefix}'", hint=nearest(prefix, ids, otherwise=otherwise))
+_COMPARED = 10_000
+"""Ids that a misspelt one is compared with at the most: a tenth of a second's work."""
 
 
 # ---------------------------------------------------------------------------------------------
@@ -894,9 +810,9 @@ def find_trial(
         return ledger, ledger.get(prefix)
     ledgers = [Ledger.open(location, name) for name in list_sweeps(location)]
     ids = {ledger.name: ledger.ids() for ledger in ledgers}
-    holders = [ledger for ledger in ledgers if _matching(prefix, ids[ledger.name])]
+    holders = [ledger for ledger in ledgers if ids[ledger.name].beginning(prefix)]
     if not holders:
-        every = set[str]().union(*ids.values())
+        every = TrialIds(*(some.numbers for some in ids.values()))
         raise _unknown(prefix, every, "'sweeps status' lists the sweeps")
     if len(holders) > 1:
         names = ", ".join(f"'{ledger.name}'" for ledger in holders)

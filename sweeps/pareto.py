@@ -263,9 +263,24 @@ def non_dominated(points: npt.ArrayLike) -> Mask:
     points = np.asarray(points, np.float64)
     mask = np.zeros(len(points), np.bool_)
     valid = np.flatnonzero(~np.isnan(points).any(axis=1))
-    front = _sweep_line if points.shape[1] <= 2 else _peel
-    mask[valid[front(points[valid])]] = True
+    if points.shape[1] > 2:
+        mask[valid[_peel(points[valid])]] = True
+        return mask
+    if len(valid) > 10 * _SAMPLE:
+        valid = valid[_above_no_step(points[valid])]
+    mask[valid[_sweep_line(points[valid])]] = True
     return mask
+
+
+_SAMPLE = 2_000
+
+
+def _above_no_step(points: Floats) -> Mask:
+    """Returns which of many points a sample's front does not beat: faster than to sort them all."""
+    sample = points[:: len(points) // _SAMPLE]
+    steps = sample[_sweep_line(sample)]  # from left to right, which is downwards
+    step = np.searchsorted(steps[:, 0], points[:, 0], side="left") - 1
+    return np.asarray((step < 0) | (points[:, -1] < steps[step, -1]))
 
 
 def _sweep_line(points: Floats) -> Ints:

@@ -118,8 +118,7 @@ class StatusReader:
         """
         # What a launch asks for may have changed.
         self._ledger = Ledger.open(self._ledger.location, self._ledger.name)
-        finished, started = self._tail.read()
-        self._standing.add(finished)
+        started = self._tail.read(self._standing.add)
         return SweepStatus(
             sweep=self._ledger.name,
             asked=self._ledger.facts.trials_asked,

@@ -36,6 +36,9 @@ _FIRST_PAUSE_SECONDS = 0.1
 """Before the second attempt. Each pause is twice the last, less up to a half by chance, so that
 many workers that were throttled together do not come back together."""
 
+_LEFTOVER_SECONDS = 24 * 3600
+"""No write takes so long, and few clocks of machines that share a storage are so far apart."""
+
 _MAY_PASS = {
     errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.EIO, errno.EREMOTEIO, errno.ESTALE, errno.EPIPE,
     errno.ETIMEDOUT, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.ENETDOWN,
@@ -167,6 +170,10 @@ class Location:
 
     def entries(self, folder: str, *, recursive: bool = False) -> list[fs.FileInfo]:
         """Returns what is in a folder, temporary files left out; nothing if there is no folder."""
+        found = self._entries(folder, recursive)
+        return [info for info in found if not info.base_name.startswith("_")]
+
+    def _entries(self, folder: str, recursive: bool) -> list[fs.FileInfo]:
         selector = fs.FileSelector(self.at(folder), allow_not_found=True, recursive=recursive)
 
         def entries() -> list[fs.FileInfo]:
@@ -176,8 +183,7 @@ class Location:
                 return found
             return []
 
-        found = self._do("list", folder, entries)
-        return [info for info in found if not info.base_name.startswith("_")]
+        return self._do("list", folder, entries)
 
     def names(self, folder: str, suffix: str) -> list[str]:
         """Returns the names of a folder's files, as far as they end so, in order."""
@@ -346,6 +352,13 @@ class Location:
             if _is_gone(error):
                 raise FileNotFoundError(*error.args) from error
             raise _explained(error, "copy files from", self.show(folder)) from error
+
+    def delete_leftovers(self, folder: str) -> None:
+        """Deletes the temporary files of a folder whose writers were killed a day ago or more."""
+        latest = time.time() - _LEFTOVER_SECONDS
+        for info in self._entries(folder, recursive=False):
+            if info.base_name.startswith("_") and info.is_file and info.mtime.timestamp() < latest:
+                self.delete(f"{folder}/{info.base_name}")
 
     def delete_folder(self, folder: str) -> None:
         """Deletes a folder and all that is in it."""

@@ -1,5 +1,6 @@
 import dataclasses
 import errno
+import itertools
 import json
 import math
 import os
@@ -19,11 +20,13 @@ from hypothesis import strategies as st
 from pyarrow import fs
 
 from sweeps import ledger as ledger_module
+from sweeps import records as records_module
 from sweeps import storage as storage_module
 from sweeps.errors import LedgerError, SweepError, TrialError
 from sweeps.ledger import SCHEMA, Ledger, SweepFacts, Tail, find_trial, list_sweeps
 from sweeps.objectives import Limit, objective
 from sweeps.pareto import REASONS, pareto_front
+from sweeps.standing import Outcomes, Standing
 from sweeps.storage import Location
 from sweeps.trial import (
     METRICS,
@@ -33,6 +36,7 @@ from sweeps.trial import (
     Measurement,
     Provenance,
     Reason,
+    Status,
     Trial,
 )
 
@@ -194,7 +198,7 @@ def test_record_that_was_merged_comes_before_one_that_raced_it(ledger, monkeypat
     ledger.append(trial(1, val_loss=1.0))
     ledger.compact()
     with monkeypatch.context() as patch:
-        patch.setattr(Ledger, "_merged_ids", lambda *_: [])
+        patch.setattr(Ledger, "_is_merged", lambda *_: False)
         assert ledger.append(trial(1, val_loss=2.0))
     for number in (2, 3, 4, 5):
         assert ledger.trials()[:2] == [trial(0), trial(1, val_loss=1.0)]
@@ -202,6 +206,25 @@ def test_record_that_was_merged_comes_before_one_that_raced_it(ledger, monkeypat
         ledger.append(trial(number))
         monkeypatch.setattr(ledger_module, "_FAN_IN", (2, number % 2 + 1, 2))
         ledger.compact()
+
+
+def test_clock_that_runs_backwards_costs_nothing_but_order(tmp_path, monkeypatch):
+    ledger = Ledger.create(tmp_path, "tiny", facts())
+    # A trial's times are what its machine thought. Nothing but the order of `trials` asks them.
+    hours = itertools.count(1e9, -3600)
+    monkeypatch.setattr(time, "time", lambda: next(hours))
+    written = []
+    for number in range(6):
+        ended = Provenance(started_at=time.time(), finished_at=time.time())
+        one = dataclasses.replace(trial(number, val_loss=number), provenance=ended)
+        assert ledger.append(one)
+        assert not ledger.append(dataclasses.replace(one, detail="a second record"))
+        written.append(one)
+        if number % 2:
+            ledger.compact()
+    assert ledger.trials() == written[::-1]
+    assert all(ledger.get(one.id) == one for one in written)
+    assert ledger.ids() == {one.id for one in written}
 
 
 def test_of_two_writers_of_one_object_all_readers_see_one(s3, tmp_path, monkeypatch):
@@ -273,6 +296,31 @@ def test_leftover_temporary_file_is_ignored(ledger):
     assert ledger.ids() == {trial(1).id}
     assert ledger.started() == [Attempt(Candidate.of({"number": 2}))]
     assert ledger.compact() == 0
+    assert len(list_all(ledger, "_")) == 2
+
+
+def list_all(ledger, beginning):
+    """Every file of a sweep whose name begins so."""
+    selector = fs.FileSelector(ledger.location.at("tiny"), recursive=True)
+    found = ledger.location.filesystem.get_file_info(selector)
+    return [info for info in found if info.is_file and info.base_name.startswith(beginning)]
+
+
+def test_compaction_removes_what_writers_left_behind_a_day_ago(tmp_path):
+    ledger = Ledger.create(tmp_path, "tiny", facts())
+    ledger.append(trial(1))
+    ledger.mark_started(Attempt(trial(2).candidate))
+    ages = {"day": 25 * 3600, "hour": 3600, "future": -25 * 3600}
+    for folder in ("", "trials", "started"):
+        for name, age in ages.items():
+            path = tmp_path / "tiny" / folder / f"_{name}.0123"
+            path.write_bytes(b"half")
+            os.utime(path, (time.time() - age,) * 2)
+    ledger.compact()
+    left = {info.base_name for info in list_all(ledger, "_")}
+    assert left == {"_hour.0123", "_future.0123"}
+    assert ledger.trials() == [trial(1)]
+    assert len(ledger.started()) == 1
 
 
 def test_nothing_but_records_is_left_behind(ledger):
@@ -308,6 +356,79 @@ def test_trial_is_found_by_the_start_of_its_id(ledger):
     for number in (0, 7, 20):
         assert ledger.get(trial(number).id) == trial(number, val_loss=number)
         assert ledger.get(trial(number).id[:6]) == trial(number, val_loss=number)
+
+
+@pytest.fixture
+def small_groups(monkeypatch):
+    """Row groups of three trials, files of two groups."""
+    monkeypatch.setattr(ledger_module, "GROUP_ROWS", 3)
+    monkeypatch.setattr(records_module, "GROUP_ROWS", 3)
+    monkeypatch.setattr(ledger_module, "_MAX_GROUPS", 2)
+
+
+def mixed(ledger):
+    """Twenty-two trials, some of them in merged files, some on their own, in order."""
+    trials = [trial(n, val_loss=n, rtf_ratio=100 - n, parameters=n * n) for n in range(22)]
+    ledger.extend(trials[:4])
+    ledger.extend(trials[4:11])
+    ledger.compact(fully=True)
+    ledger.extend(trials[11:13])
+    for one in trials[13:]:
+        ledger.append(one)
+    return trials
+
+
+def test_scan_yields_each_trial_once_and_few_at_a_time(ledger, small_groups):
+    trials = mixed(ledger)
+    batches = [*ledger.scan(("parameters", "candidate"))]
+    assert max(map(len, batches)) == 3
+    found = {
+        trial_id: (candidate, value)
+        for batch in batches
+        for trial_id, candidate, value in zip(
+            batch.ids, batch.texts("candidate"), batch.column("parameters").values, strict=True
+        )
+    }
+    assert sum(map(len, batches)) == len(found) == 22
+    assert found == {t.id: (t.candidate.to_json(), t.measurement.parameters) for t in trials}
+
+
+def test_scan_leaves_out_what_is_known(ledger, small_groups):
+    trials = mixed(ledger)
+    known = {t.id for t in trials[3:20]}
+    left = [i for batch in ledger.scan(("reason",), known=known) for i in batch.ids]
+    assert sorted(left) == sorted(t.id for t in [*trials[:3], *trials[20:]])
+    assert [*ledger.scan(("reason",), known=ledger.ids())] == []
+
+
+def test_scan_goes_on_when_records_move_on_its_way(ledger, small_groups):
+    trials = mixed(ledger)
+    met = []
+    for batch in ledger.scan(SCHEMA.names):
+        met += batch.trials()
+        Ledger.open(ledger.location, "tiny").compact(fully=True)
+    assert sorted(met, key=lambda t: t.provenance.finished_at) == trials
+
+
+def test_large_files_are_split_and_merged_files_are_few(ledger, small_groups):
+    trials = mixed(ledger)
+    for number in range(3):
+        ledger.compact(fully=True)
+        assert ledger.trials() == trials, number
+    sizes = [len(numbers) for numbers in ledger._numbers_of_merged(level=1)]
+    assert sum(sizes) == 22
+    assert max(sizes) == 6
+
+
+def test_outcomes_are_those_of_the_trials(ledger, small_groups):
+    mixed(ledger)
+    ledger.append(trial(30, reason=Reason.DIVERGED))
+    ours, theirs = Standing(OBJECTIVES), Standing(OBJECTIVES)
+    for outcomes in ledger.outcomes(OBJECTIVES):
+        ours.add(outcomes)
+    theirs.add(Outcomes.of(ledger.trials(), OBJECTIVES))
+    assert ours.summary(40, []) == theirs.summary(40, [])
+    assert (ours.finished, ours.counts[Status.FAILED]) == (23, 1)
 
 
 def test_unknown_trial_is_refused_with_the_nearest_id(ledger):
@@ -918,18 +1039,25 @@ def test_a_front_is_read_without_loading_pandas_datasets_ray_or_tensorflow(tmp_p
 # -- reading what is new
 
 
-def told(outcomes):
-    """What a tail tells of each trial, by id."""
-    columns = outcomes.records.columns
-    return {
-        trial_id: (
-            REASONS[outcomes.records.reasons[row]],
-            outcomes.hosts[outcomes.records.hosts[row]],
-            outcomes.finished_at[row],
-            *(columns[name].values[row] for name in ("val_loss", "rtf_ratio")),
+def read(tail):
+    """What a tail tells of each new trial, by id, and what it says is started."""
+    told = {}
+
+    def tell(outcomes):
+        columns = outcomes.records.columns
+        told.update(
+            {
+                trial_id: (
+                    REASONS[outcomes.records.reasons[row]],
+                    outcomes.hosts[outcomes.records.hosts[row]],
+                    outcomes.finished_at[row],
+                    *(columns[name].values[row] for name in ("val_loss", "rtf_ratio")),
+                )
+                for row, trial_id in enumerate(outcomes.ids)
+            }
         )
-        for row, trial_id in enumerate(outcomes.ids)
-    }
+
+    return told, tail.read(tell)
 
 
 def test_a_tail_tells_each_trial_once_whatever_file_it_moves_to(ledger):
@@ -951,27 +1079,26 @@ def test_a_tail_tells_each_trial_once_whatever_file_it_moves_to(ledger):
         if first % 8:
             other.compact()
         other.extend(trials[first + 3 : first + 4])
-        outcomes, _ = tail.read()
-        assert len(outcomes.ids) == 4
-        seen |= told(outcomes)
+        told, _ = read(tail)
+        assert len(told) == 4
+        seen |= told
     assert seen == expected
-    assert tail.read()[0].ids == []
-    assert told(Tail(other, OBJECTIVES).read()[0]) == expected
+    assert read(tail)[0] == {}
+    assert read(Tail(other, OBJECTIVES))[0] == expected
 
 
-def test_a_tail_opens_no_file_twice(tmp_path, monkeypatch):
+def test_a_tail_reads_no_record_twice(tmp_path, monkeypatch):
     ledger = Ledger.create(str(tmp_path), "tiny", facts())
-    opened, load = [], ledger._load
-    monkeypatch.setattr(ledger, "_load", lambda name, *_: opened.append(name) or load(name, *_))
+    loaded, load = [], ledger._load
+    monkeypatch.setattr(ledger, "_load", lambda part, *_: loaded.append(part) or load(part, *_))
     tail, writer = Tail(ledger, OBJECTIVES), Ledger.open(str(tmp_path), "tiny")
     for number in range(9):
         writer.append(trial(number))
         if number % 3 == 2:
             writer.compact()
-        tail.read()
-        tail.read()
-        assert len(opened) == number + 1, "the new record, or the merged file that it is in"
-    assert len(set(opened)) == 9
+        read(tail)
+        read(tail)
+        assert sum(map(len, loaded)) == number + 1
 
 
 def test_a_tail_tells_what_is_started_and_not_on_record(ledger):
@@ -979,11 +1106,11 @@ def test_a_tail_tells_what_is_started_and_not_on_record(ledger):
     first, second = (Attempt(trial(n).candidate, host="a", began_at=float(n)) for n in (1, 2))
     ledger.mark_started(first)
     ledger.mark_started(second)
-    assert sorted(tail.read()[1], key=lambda each: each.began_at) == [first, second]
+    assert sorted(read(tail)[1], key=lambda each: each.began_at) == [first, second]
     ledger.append(trial(1))
-    assert tail.read()[1] == [second]
+    assert read(tail)[1] == [second]
     ledger.mark_started(first)  # by a worker that does not know yet
-    assert tail.read()[1] == [second]
+    assert read(tail)[1] == [second]
 
 
 def test_a_tail_sees_that_another_host_has_taken_over(tmp_path):
@@ -991,4 +1118,4 @@ def test_a_tail_sees_that_another_host_has_taken_over(tmp_path):
     tail = Tail(ledger, OBJECTIVES)
     for attempt in (Attempt(trial(1).candidate, "a"), Attempt(trial(1).candidate, "bc", deaths=1)):
         ledger.mark_started(attempt)
-        assert tail.read()[1] == [attempt]
+        assert read(tail)[1] == [attempt]

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from sweeps import pareto
 from sweeps.errors import MetricError, TrialError
 from sweeps.objectives import Goal, Limit, Objective, objective
 from sweeps.pareto import (
@@ -75,6 +76,15 @@ def test_non_dominated_agrees_with_the_definition(points):
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
 def test_non_dominated_agrees_with_the_definition_on_many_points(k):
     points = np.random.default_rng(k).integers(0, 40, (400, k)).astype(float)
+    assert non_dominated(points).tolist() == naive_non_dominated(points.tolist())
+
+
+@pytest.mark.parametrize("sample", [1, 3, 10, 39])
+@pytest.mark.parametrize("k", [1, 2])
+def test_points_are_only_left_out_early_where_they_are_beaten(monkeypatch, k, sample):
+    monkeypatch.setattr(pareto, "_SAMPLE", sample)
+    rng = np.random.default_rng(sample)
+    points = np.vstack([rng.integers(0, 40, (390, k)), rng.choice([np.inf, -np.inf], (10, k))])
     assert non_dominated(points).tolist() == naive_non_dominated(points.tolist())
 
 
