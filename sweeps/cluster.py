@@ -84,8 +84,7 @@ def cluster(address: str | None, folder: Path) -> Iterator[None]:
         stack.enter_context(_environment(_QUIET))
         stack.enter_context(_quiet_logs())
         if not ray.is_initialized():
-            if address is None:
-                stack.enter_context(reaping(folder))
+            stack.enter_context(reaping(folder if address is None else None))
             stack.callback(ray.shutdown)
             if address is None:
                 _start_here(folder)

@@ -1,8 +1,10 @@
-"""Ends a local Ray cluster whose driver was killed. Standard library only; runs as a script.
+"""Says that a driver was killed, and ends its local cluster. Standard library; runs as a script.
 
-Ray binds its server and node processes to the driver's life, but the agents that those start linger
-for a minute, and workers finish their step first. This process waits for the driver in its place:
-a pipe whose other end only the driver holds is closed by the kernel however the driver dies.
+A driver may go without a word: Ray ends it in its C++ parts when the head of its cluster, or its
+own node, is gone. And though Ray binds server and node processes to the driver's life, the agents
+that those start linger for a minute, and workers finish their step first. This process waits for
+the driver in its place: a pipe whose other end only the driver holds is closed by the kernel
+however the driver dies.
 """
 
 import contextlib
@@ -22,13 +24,14 @@ _WATCH_SECONDS = 3.0
 
 
 @contextmanager
-def reaping(folder: Path) -> Iterator[None]:
+def reaping(folder: Path | None) -> Iterator[None]:
     """Ends a cluster's processes when the block ends, or when this process is killed inside it.
 
     Args:
-      folder: Where the cluster keeps its sessions, and nobody else anything.
+      folder: Where the cluster keeps its sessions, and nobody else anything; None for a cluster
+        that lives on.
     """
-    command = [sys.executable, "-I", __file__, str(folder)]
+    command = [sys.executable, "-I", __file__, *([str(folder)] if folder else [])]
     # In a session of its own: what interrupts or kills the driver's group must not end this too.
     reaper = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     try:
@@ -53,10 +56,20 @@ def users_of(folder: Path, *, but: Collection[int] = ()) -> list[int]:
     return found
 
 
-def main(folder: Path) -> None:
+_LAST_WORDS = """\
+error: the launch has gone: it was killed, or the node or the head of its Ray cluster was
+hint: launch again to continue; what was finished is on record"""
+
+
+def main(folder: Path | None) -> None:
     """Waits for the end of stdin, then kills a cluster's processes, and what they still start."""
     driver = os.getppid()
     in_order = sys.stdin.read() == _IN_ORDER
+    if not in_order:
+        with contextlib.suppress(OSError):  # nobody listens any more
+            print(_LAST_WORDS, file=sys.stderr, flush=True)
+    if folder is None:
+        return
     watch_until = time.monotonic() + (0 if in_order else _WATCH_SECONDS)
     while (found := users_of(folder, but=[driver])) or time.monotonic() < watch_until:
         for process in found:
@@ -66,4 +79,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)

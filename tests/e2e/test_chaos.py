@@ -1,0 +1,204 @@
+"""Whatever is killed, and whenever: no trial is lost, none is doubled, every front is right.
+
+Three nodes on one machine, sweeps of short trials one after another, and a storm of SIGKILLs over
+workers, nodes, drivers and heads. `make chaos` has a long storm; here is a short one.
+"""
+
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from sweeps.ledger import Ledger
+from sweeps.objectives import objective
+from sweeps.trial import Reason
+from tests.e2e.cluster import ENVIRONMENT, Cluster, processes_of, wait_until
+from tests.sweeps.fakes import evaluator, make_dataset
+
+KILLS = int(os.environ.get("SWEEPS_CHAOS_KILLS", "6"))
+SEED = int(os.environ.get("SWEEPS_CHAOS_SEED", "0"))
+TRIALS = 10
+"""Of each sweep. One takes a second and a half."""
+
+VICTIMS = {"worker": 5, "node": 2, "driver": 2, "head": 1}
+"""What is killed, and how often in proportion."""
+
+DRIVER = """
+import sys
+from sweeps.launch import launch
+from tests.sweeps.fakes import run_of
+
+name, dataset, storage, evaluator, trials, address = sys.argv[1:]
+run = run_of({"DilatedConvStack.channels": tuple(range(1, 41))})
+report = launch(name, run, dataset=dataset, trials=int(trials), storage=storage,
+                evaluator=evaluator, address=address)
+print(report.summary())
+"""
+
+
+class Storm:
+    """Sweeps on a cluster, and what is killed meanwhile."""
+
+    def __init__(self, folder, port):
+        self.folder, self.port = folder, port
+        self.dataset = make_dataset(folder / "data")
+        self.random = random.Random(SEED)
+        self.killed = Counter()
+        self.launches = Counter()
+        self.seen = {}
+        self.sweep = 0
+        self.cluster = Cluster(folder / "ray0", port, others=2)
+        self.driver = None
+
+    @property
+    def name(self):
+        return f"s{self.sweep}"
+
+    def launch(self):
+        """Starts, or continues, the sweep; the next one where it is complete."""
+        if self.driver is not None and self.driver.poll() is None:
+            return
+        if self.driver is not None and self.driver.returncode == 0:
+            self.sweep += 1
+        self.launches[self.name] += 1
+        with (self.folder / "drivers.log").open("a") as log:
+            self.driver = subprocess.Popen(
+                [sys.executable, "-c", DRIVER, self.name, self.dataset, str(self.folder / "runs"),
+                 evaluator("slow"), str(TRIALS), self.cluster.address],
+                stdout=log, stderr=log, start_new_session=True,
+                env={**os.environ, **ENVIRONMENT},
+            )  # fmt: skip
+
+    def kill(self):
+        """Kills one process, and mends what a supervisor would."""
+        kind = self.random.choices([*VICTIMS], [*VICTIMS.values()])[0]
+        victim = self.random.choice(self.candidates(kind) or [None])
+        if victim is None:
+            return
+        try:
+            os.kill(victim, 9)
+        except ProcessLookupError:
+            return
+        self.killed[kind] += 1
+        if kind == "head":
+            self.cluster.stop()
+            self.end_driver()
+            heads = self.killed["head"]
+            self.cluster = Cluster(self.folder / f"ray{heads}", self.port + heads, others=2)
+        elif kind == "node":
+            lost = next(n for n in self.cluster.others if victim not in n.processes("raylet"))
+            lost.stop()
+            self.cluster.others.remove(lost)
+            self.cluster.join()
+
+    def candidates(self, kind):
+        if kind == "driver":
+            return [self.driver.pid] if self.driver.poll() is None else []
+        if kind == "head":
+            return self.cluster.head.processes("gcs_server")
+        if kind == "node":
+            return [pid for node in self.cluster.others for pid in node.processes("raylet/raylet")]
+        return [pid for node in self.cluster.nodes for pid in node.processes("Worker.train")]
+
+    def end_driver(self):
+        """Waits for a driver whose cluster is gone."""
+        self.driver.wait(120)
+        wait_until(lambda: not processes_of(self.driver.pid))
+
+    def look(self):
+        """Remembers every record; none may ever change or go."""
+        for file in (self.folder / "runs").glob("*/trials/[!_]*.parquet"):
+            key = (file.parents[1].name, file.stem)
+            content = file.read_bytes()
+            assert self.seen.setdefault(key, content) == content
+
+    def rage(self, kills):
+        while sum(self.killed.values()) < kills:
+            self.launch()
+            time.sleep(self.random.uniform(0.2, 3.0))
+            self.look()
+            self.kill()
+
+    def finish(self):
+        """Lets the last sweep end in peace."""
+        while True:
+            self.launch()
+            name, sweep = self.name, self.sweep
+            assert self.driver.wait(240) in (0, 1)
+            if self.driver.returncode == 0:
+                self.look()
+                return sweep + 1
+            assert self.launches[name] < 100
+
+    def stop(self):
+        if self.driver is not None:
+            self.driver.kill()
+            self.driver.wait()
+        self.cluster.stop()
+
+
+@pytest.fixture
+def storm():
+    with tempfile.TemporaryDirectory(prefix="storm", dir="/tmp") as folder:  # short, for sockets
+        storm = Storm(Path(folder), port=24000 + os.getpid() % 8000)
+        yield storm
+        storm.stop()
+
+
+def front_from_scratch(folder):
+    """Ids of the trials that no other dominates, from the files alone."""
+    rows = [
+        row for f in folder.glob("trials/[!_]*.parquet") for row in pq.read_table(f).to_pylist()
+    ]
+    points = {r["trial_id"]: (r["val_loss"], r["rtf_ratio"]) for r in rows if r["reason"] is None}
+    return {
+        name
+        for name, p in points.items()
+        if not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points.values())
+    }
+
+
+@pytest.mark.timeout(120 + 60 * KILLS)
+def test_a_storm_of_kills_loses_and_doubles_nothing(storm):
+    storm.rage(KILLS)
+    sweeps = storm.finish()
+    driver = storm.driver
+
+    reasons = Counter()
+    for number in range(sweeps):
+        folder = storm.folder / "runs" / f"s{number}"
+        files = list(folder.glob("trials/[!_]*.parquet"))
+        rows = [row for file in files for row in pq.read_table(file).to_pylist()]
+        ids = [row["trial_id"] for row in rows]
+        assert len(ids) == len(set(ids)) == TRIALS
+        assert {key[1] for key in storm.seen if key[0] == f"s{number}"} == set(ids)
+        reasons.update(row["reason"] or "completed" for row in rows)
+
+        ledger = Ledger.open(storm.folder / "runs", f"s{number}")
+        front = ledger.front([objective("val_loss"), objective("rtf_ratio")])
+        assert {trial.id for trial in front.members} == front_from_scratch(folder)
+        assert ledger.started() == []
+        assert all(ledger.has_artifacts(t.id) for t in ledger.trials() if t.reason is None)
+        assert not (folder / "lease.json").exists()
+        assert list((folder / "work").iterdir()) == []
+    # A candidate whose workers were shot three times is given up, and nothing else may fail.
+    assert set(reasons) <= {"completed", Reason.CRASHED.name}
+
+    wait_until(lambda: not processes_of(driver.pid))
+    nodes = storm.cluster.nodes
+    for ours in ("_Worker", "Worker.train", "MeterActor"):
+        wait_until(lambda ours=ours: not [p for node in nodes for p in node.processes(ours)])
+    storm.stop()
+    assert [node.processes() for node in nodes] == [[], [], []]
+    print(
+        f"\n{sum(storm.killed.values())} kills: {dict(storm.killed)}; {sweeps} sweeps of {TRIALS} "
+        f"trials in {sum(storm.launches.values())} launches; {dict(reasons)}; "
+        "0 lost, 0 doubled, every front as from scratch, no process left"
+    )
