@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sweeps import __version__
 from sweeps.config import RunConfig
 from sweeps.evaluate import Measure, Progress, Task, versions
 from sweeps.ledger import Ledger
+from sweeps.shipping import dataset_here
 from sweeps.trial import Attempt, Candidate, Provenance, Reason, Status, Trial
 from thesis.errors import UserError
 
@@ -41,7 +43,9 @@ class Shared:
       evaluator: See `launch`.
       measurer: See `launch`.
       cpus_per_trial: CPUs that a trial asks for.
+      gpus_per_trial: GPUs that it asks for.
       work: Folder of the trials' work folders.
+      version: The driver's, of this project.
     """
 
     ledger: Ledger
@@ -50,11 +54,28 @@ class Shared:
     evaluator: str
     measurer: str
     cpus_per_trial: float
+    gpus_per_trial: float
     work: Path
+    version: str = __version__
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What a trial asks of its node, in Ray's words."""
+        asked = {"CPU": self.cpus_per_trial, "GPU": self.gpus_per_trial}
+        return {kind: number for kind, number in asked.items() if number}
 
     def workdir(self, candidate: Candidate) -> Path:
         """Returns where a candidate's checkpoints are kept until it is on record."""
         return self.work / candidate.id
+
+    def what_is_wrong_here(self) -> str:
+        """Returns why trials could not run on this machine, in a line; '' if they can."""
+        try:
+            Ledger.open(self.ledger.location, self.ledger.name)
+            dataset_here(self.ledger, self.dataset)
+        except UserError as error:
+            return error.message
+        return "" if __version__ == self.version else f"it has version {__version__}"
 
     def failed(self, candidate: Candidate, reason: Reason, detail: str, started_at: float) -> Trial:
         """Returns the record of a trial that the evaluator could not make one of."""
@@ -85,12 +106,13 @@ def evaluate_and_record(
     """
     ledger, candidate = shared.ledger, attempt.candidate
     workdir = shared.workdir(candidate)
+    dataset = dataset_here(ledger, shared.dataset)
     if candidate.id in ledger.ids():  # by a worker that died before it could tell
         return ledger.get(candidate.id)
     started_at = time.time()
     ledger.mark_started(replace(attempt, host=platform.node(), began_at=started_at))
     workdir.mkdir(parents=True, exist_ok=True)
-    task = Task(ledger.name, candidate, shared.run.text_for(candidate), shared.dataset)
+    task = Task(ledger.name, candidate, shared.run.text_for(candidate), dataset)
     try:
         trial: Trial = yield from load(shared.evaluator)(task, workdir=workdir, measure=measure)
     except UserError:

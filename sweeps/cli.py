@@ -157,7 +157,9 @@ def _launch(options: argparse.Namespace) -> None:
             train_steps=options.train_steps,
             warm_start=options.warm_start,
             address=options.address,
+            ship=options.ship,
             cpus_per_trial=options.cpus_per_trial,
+            gpus_per_trial=options.gpus_per_trial,
             max_concurrent=options.max_concurrent,
             log=options.log,
             on_event=progress,
@@ -590,8 +592,11 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
     add("--train-steps", type=_positive, metavar="N", help="of all trials together at the most")
     add("--warm-start", metavar="SWEEP", help="another sweep, whose trials inform the search")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="gin binding or knob")
-    add("--address", metavar="A", help="of a running Ray cluster; default: start one here")
+    add("--address", metavar="A",
+        help="of a Ray cluster: auto, host:port, ray://host:port; default: one here")  # fmt: skip
+    add("--ship", action="store_true", help="send code and dataset to the cluster's nodes")
     add("--cpus-per-trial", type=float, default=1.0, metavar="N", help="default: 1")
+    add("--gpus-per-trial", type=float, default=0.0, metavar="N", help="default: 0")
     add("--max-concurrent", type=_positive, metavar="N", help="trials at a time at the most")
     add("--log", nargs="+", default=[], metavar="L", help="also to wandb, mlflow, tensorboard")
     add("--dry-run", action="store_true", help="show axes, budget, resources and resolved gin")

@@ -1,20 +1,32 @@
 """The Ray cluster that a sweep runs on: the one that there is, or one of this machine alone."""
 
+import contextlib
 import logging
 import math
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray._private import ray_constants
+from ray.exceptions import NodeDiedError, RayError, TaskUnschedulableError, WorkerCrashedError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+import sweeps
+import thesis
 from sweeps.errors import SweepError
 from sweeps.reaper import reaping
+
+CLIENT = "ray://"
+"""Addresses of Ray client servers begin so."""
+
+_CLIENT_ATTEMPTS = 3
+
+_PACKAGES = [path for package in (sweeps, thesis) for path in package.__path__]
 
 _OBJECT_STORE_BYTES = 128 * 2**20
 """Ray's shared memory on this machine. What is sent are small records and models of some KB."""
@@ -25,8 +37,8 @@ class Slots:
 
     _FRESH_SECONDS = 5.0
 
-    def __init__(self, cpus_per_trial: float, most: int | None) -> None:
-        self._cpus = cpus_per_trial
+    def __init__(self, cpus_per_trial: float, gpus_per_trial: float, most: int | None) -> None:
+        self._trial = {"CPU": cpus_per_trial, "GPU": gpus_per_trial}
         self._most = most
         self._count = 0
         self._counted_at = -math.inf
@@ -34,25 +46,66 @@ class Slots:
     def count(self) -> int:
         """Returns the trials that fit on the nodes that are alive, within the user's limit."""
         if time.monotonic() - self._counted_at > self._FRESH_SECONDS:
-            self._count = sum(int(cpus / self._cpus) for cpus in cpus_of_nodes())
+            self._count = sum(_fitting(self._trial, node["Resources"]) for node in _nodes())
             self._counted_at = time.monotonic()
         return self._count if self._most is None else min(self._count, self._most)
 
 
-def cpus_of_nodes() -> list[float]:
-    """Returns the CPUs of each node that is alive."""
+def check_fits(cpus_per_trial: float, gpus_per_trial: float) -> None:
+    """Raises SweepError where no node has so many CPUs and GPUs."""
+    for kind, asked in (("CPU", cpus_per_trial), ("GPU", gpus_per_trial)):
+        most = max((node["Resources"].get(kind, 0.0) for node in _nodes()), default=0.0)
+        if asked > most:
+            raise SweepError(
+                f"a trial asks for {asked:g} {kind}s, the largest node has {most:g}",
+                hint=f"lower the {kind}s of a trial",
+            )
+
+
+def check_nodes(see: Callable[[], str]) -> None:
+    """Has every node look at what a trial will need there, when there are several.
+
+    Args:
+      see: Runs on each node, at once; returns what is wrong there, in a line, or ''.
+
+    Raises:
+      SweepError: Something is wrong on a node.
+    """
+    nodes = _nodes()
+    if len(nodes) == 1:
+        return
+
+    @ray.remote(num_cpus=0, max_retries=0)
+    def look() -> str:
+        return see()
+
+    answers = {}
+    for node in nodes:
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        answers[look.options(scheduling_strategy=there).remote()] = node["NodeManagerHostname"]
+    for answer, host in answers.items():
+        try:
+            wrong = ray.get(answer)
+        except (NodeDiedError, WorkerCrashedError, TaskUnschedulableError):
+            continue  # It is gone, or overloaded: no reason to keep the others waiting.
+        except RayError as error:
+            # What cannot even be loaded there: this project, in this version.
+            wrong = str(error).strip().splitlines()[-1]
+        if wrong:
+            raise SweepError(
+                f"node {host} cannot run trials: {wrong}",
+                hint="a cluster's nodes need this project, the dataset's path and the storage in "
+                "common; --ship sends code and dataset along",
+            )
+
+
+def _nodes() -> list[dict[str, Any]]:
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return [node["Resources"].get("CPU", 0.0) for node in nodes if node["Alive"]]
+    return [node for node in nodes if node["Alive"]]
 
 
-def check_fits(cpus_per_trial: float) -> None:
-    """Raises SweepError where no node has so many CPUs."""
-    most = max(cpus_of_nodes(), default=0.0)
-    if cpus_per_trial > most:
-        raise SweepError(
-            f"a trial asks for {cpus_per_trial:g} CPUs, the largest node has {most:g}",
-            hint="lower the CPUs of a trial",
-        )
+def _fitting(trial: Mapping[str, float], node: Mapping[str, float]) -> int:
+    return min(int(node.get(kind, 0.0) / asked) for kind, asked in trial.items() if asked)
 
 
 _QUIET = {
@@ -70,56 +123,81 @@ _QUIET = {
 
 
 @contextmanager
-def cluster(address: str | None, folder: Path) -> Iterator[None]:
+def cluster(address: str | None, folder: Path, *, ship: bool = False) -> Iterator[str]:
     """Connects to a Ray cluster, or starts one here; leaves the one that the caller is in.
 
     Args:
       address: Of a running cluster; None for one here.
       folder: Where one here keeps its sessions, and nobody else anything.
+      ship: Send this project's code along.
+
+    Yields:
+      Where the dashboard of one here is; '' where there is none.
 
     Raises:
       SweepError: There is no cluster at the address.
     """
+    url = ""
     with ExitStack() as stack:
         stack.enter_context(_environment(_QUIET))
         stack.enter_context(_quiet_logs())
         if not ray.is_initialized():
             stack.enter_context(reaping(folder if address is None else None))
             stack.callback(ray.shutdown)
-            if address is None:
-                _start_here(folder)
+            if address is not None:
+                connect(address, ship=ship)
             else:
-                connect(address)
-        yield
+                url = _start_here(folder)
+        yield url
 
 
-def connect(address: str) -> None:
+def connect(address: str, *, ship: bool = False) -> None:
     """Connects to a running cluster, or raises SweepError."""
-    host, _, port = address.rpartition(":")
+    client = address.startswith(CLIENT)
+    host, _, port = address.removeprefix(CLIENT).rpartition(":")
     try:
         if port.isdigit():  # Ray itself would try for two minutes
             socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        # A client's own server, which is forked for it, is stillborn now and then.
+        _trying(_CLIENT_ATTEMPTS if client else 1, lambda: _init(address, ship))
     except (OSError, ValueError) as error:
         raise SweepError(
-            f"no Ray cluster at '{address}'",
-            hint="give host:port of its head, or 'auto' on one of its machines; "
-            "if it asks for a token, set RAY_AUTH_MODE=token",
+            f"no Ray cluster at '{address}': {str(error).strip().partition(chr(10))[0]}",
+            hint="give host:port of its head, ray://host:port of its client server, or 'auto' on "
+            "one of its machines; if it asks for a token, set RAY_AUTH_MODE=token",
         ) from error
 
 
-def _start_here(folder: Path) -> None:
+def _init(address: str, ship: bool) -> None:
+    ray.init(
+        address=address,
+        runtime_env={"py_modules": _PACKAGES} if ship else None,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+
+
+def _trying(times: int, action: Callable[[], None]) -> None:
+    for _ in range(times - 1):
+        with contextlib.suppress(ConnectionError):
+            return action()
+    return action()
+
+
+def _start_here(folder: Path) -> str:
     """Starts a cluster on this machine, which listens to this machine only."""
     with _loopback_only():
-        ray.init(
+        context = ray.init(
             address="local",  # whatever RAY_ADDRESS says
             num_cpus=len(os.sched_getaffinity(0)),
             object_store_memory=_OBJECT_STORE_BYTES,
-            include_dashboard=False,
+            include_dashboard=None,  # if it is installed
+            dashboard_host="127.0.0.1",
             log_to_driver=False,
             logging_level=logging.ERROR,
             _temp_dir=str(folder),
         )
+    return str(context.dashboard_url or "")
 
 
 @contextmanager

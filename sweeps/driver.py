@@ -62,15 +62,36 @@ class Budget:
     train_steps: int | None = None
 
 
+@dataclass
+class Wishes:
+    """What the user wants of a running launch; may be changed from any thread.
+
+    Attributes:
+      draining: Finish what runs, start nothing.
+      stopping: Stop what runs, too.
+    """
+
+    draining: bool = False
+    stopping: bool = False
+
+    def drain(self) -> None:
+        """No other candidate is to be started."""
+        self.draining = True
+
+    def stop(self) -> None:
+        """The launch is to end at once."""
+        self.stopping = True
+
+
 class Driver:
     """Decides what runs next and keeps the books. Knows nothing of Ray Tune.
 
     Attributes:
+      on_event: Is told what happens.
       recorded: Trials recorded in this launch.
       exhausted: Nothing is left to try.
       failure: What ends the launch: an error that every trial would meet.
-      draining: The user ends the launch when what runs is finished.
-      interrupted: The user ends the launch at once.
+      wishes: What the user wants.
       used_up: The budget, other than that of trials, that ends the launch: '3600 s', or ''.
       generation: Which generation of workers the next trial belongs to.
     """
@@ -87,14 +108,13 @@ class Driver:
         budget: Budget,
         slots: Callable[[], int],
         lost: Callable[[], SweepError | None],
+        wishes: Wishes,
         on_event: Listener,
     ) -> None:
         self.shared = shared
         self.recorded: list[Trial] = []
         self.exhausted = False
         self.failure: UserError | None = None
-        self.draining = False
-        self.interrupted = False
         self.generation = 0
         self._data = data
         self._search = search
@@ -107,10 +127,11 @@ class Driver:
         self.used_up = ""
         self._slots = slots
         self._lost = lost
+        self.wishes = wishes
         self._running: set[Candidate] = set()
         self._attempts = {attempt.candidate.id: attempt for attempt in started}
         self._again: deque[Attempt] = deque()
-        self._on_event = on_event
+        self.on_event = on_event
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Tune pickles all that it is given into a state that is never read.
@@ -119,7 +140,12 @@ class Driver:
     @property
     def stopped(self) -> bool:
         """Whether even what runs is to end."""
-        return self.interrupted or self.failure is not None or bool(self.used_up)
+        return self.wishes.stopping or self.failure is not None or bool(self.used_up)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the user ends the launch."""
+        return self.wishes.draining or self.wishes.stopping
 
     @property
     def done(self) -> bool:
@@ -130,7 +156,8 @@ class Driver:
     def complete(self) -> bool:
         """Whether no other candidate is to be started."""
         enough = self._finished + len(self.recorded) + len(self._running) >= self._budget.trials
-        return enough or self.draining or (self.exhausted and not self._again) or self.stopped
+        nothing_left = self.exhausted and not self._again
+        return enough or nothing_left or self.wishes.draining or self.stopped
 
     @property
     def _has_steps_for_another(self) -> bool:
@@ -165,14 +192,14 @@ class Driver:
 
     def began(self, candidate: Candidate) -> None:
         """A worker takes up a candidate."""
-        self._on_event(TrialBegan(candidate))
+        self.on_event(TrialBegan(candidate))
 
     def advanced(self, candidate: Candidate, progress: Progress) -> bool:
         """A trial has come further. Returns whether it is to end here; it is on record then."""
         reached = progress.reached
         why = self._rule.verdict(reached, progress.steps) if reached else None
         if reached is None or why is None:
-            self._on_event(TrialAdvanced(candidate, progress))
+            self.on_event(TrialAdvanced(candidate, progress))
             return False
         self._record(replace(reached, detail=why))
         shutil.rmtree(self.shared.workdir(candidate), ignore_errors=True)
@@ -202,7 +229,7 @@ class Driver:
         # then it is for a launch after this one only.
         with contextlib.suppress(LedgerError):
             self.shared.ledger.mark_started(attempt)
-        self._on_event(TrialRetried(candidate))
+        self.on_event(TrialRetried(candidate))
 
     def ended(self, trial: Trial) -> None:
         """A worker has recorded a trial."""
@@ -215,7 +242,7 @@ class Driver:
                 self.shared.ledger.compact()
         self._search.record(trial)
         self._rule.learn(trial)
-        self._on_event(TrialEnded(trial))
+        self.on_event(TrialEnded(trial))
 
     def grown(self, generation: int, grown_bytes: int) -> None:
         """A worker of a generation has grown; when by too much, the next generation begins."""
@@ -226,14 +253,6 @@ class Driver:
         """A worker met something that every trial would meet."""
         self.failure = self.failure or error
 
-    def drain(self) -> None:
-        """The user wants no other candidate started. May be called from a signal handler."""
-        self.draining = True
-
-    def interrupt(self) -> None:
-        """The user ends the launch. May be called from a signal handler."""
-        self.interrupted = True
-
     def waited(self) -> None:
         """Some time has passed."""
         if error := self._lost():
@@ -241,8 +260,7 @@ class Driver:
         seconds = self._budget.seconds
         if seconds is not None and time.monotonic() - self._began_at >= seconds:
             self.used_up = self.used_up or f"{seconds:,.0f} s"
-        ending = self.draining or self.interrupted
-        self._on_event(Stopping(drains=not self.interrupted) if ending else Waited())
+        self.on_event(Stopping(drains=not self.wishes.stopping) if self.interrupted else Waited())
 
     def _record(self, trial: Trial) -> None:
         try:

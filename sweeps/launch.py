@@ -5,7 +5,8 @@ another and writes each record to the ledger itself, before it tells the driver:
 the result is kept. Ray's own records of the run go to a scratch folder and are never read. All that
 a continued launch needs is the ledger and the checkpoints in the trials' work folders.
 
-Only this module and its helpers (`sweeps.cluster`, `sweeps.worker`, `sweeps.loggers`) import Ray.
+Only this module and its helpers (`sweeps.cluster`, `sweeps.loggers`, `sweeps.remote`,
+`sweeps.worker`) import Ray.
 """
 
 import signal
@@ -24,20 +25,23 @@ from ray.tune.search import Searcher
 
 from sweeps import __version__
 from sweeps.attempt import Shared
-from sweeps.cluster import Slots, check_fits, cluster
+from sweeps.cluster import CLIENT, Slots, check_fits, check_nodes, cluster
 from sweeps.config import RunConfig
-from sweeps.driver import Budget, Driver
+from sweeps.driver import Budget, Driver, Wishes
 from sweeps.lease import leased
-from sweeps.ledger import Ledger, SweepFacts
+from sweeps.ledger import Ledger, SweepFacts, list_sweeps
 from sweeps.loggers import Loggers, check_installed
-from sweeps.progress import Listener, SweepBegan, Warned, silent
+from sweeps.progress import Listener, Noted, SweepBegan, Warned, silent
+from sweeps.remote import launch_there
 from sweeps.scratch import ray_folder, scratch_folder, work_folder
 from sweeps.search import Search, known_from
+from sweeps.shipping import dataset_here, ship_dataset
 from sweeps.standing import limited_objectives
 from sweeps.stopping import stopping_rule
 from sweeps.trial import PROJECT, Attempt, Candidate, Reason, Status, Trial
 from sweeps.worker import Worker
-from thesis.data import load_facts
+from thesis.data import DatasetFacts, load_facts
+from thesis.errors import DatasetError
 
 
 @dataclass(frozen=True)
@@ -89,10 +93,13 @@ def launch(
     train_steps: int | None = None,
     warm_start: str | None = None,
     address: str | None = None,
+    ship: bool = False,
     cpus_per_trial: float = 1,
+    gpus_per_trial: float = 0,
     max_concurrent: int | None = None,
     log: Sequence[str] = (),
     on_event: Listener = silent,
+    wishes: Wishes | None = None,
     evaluator: str = "sweeps.evaluate:stages",
     measurer: str = "thesis.measure:measure_rtf",
 ) -> LaunchReport:
@@ -104,7 +111,7 @@ def launch(
     Args:
       name: Name of the sweep.
       run: The resolved configuration.
-      dataset: Folder of the dataset; every node must see it under this path.
+      dataset: Folder of the dataset; unless it is shipped, all nodes must see it under this path.
       trials: Number of finished trials that the sweep shall hold.
       storage: Where the ledger is kept: a folder, or a URI such as s3://bucket/folder. Every node
         must reach it.
@@ -112,32 +119,52 @@ def launch(
       train_steps: Training steps of the sweep, see `Budget`.
       warm_start: Another sweep in the same storage, whose trials inform sampler and stopping rule.
       address: Of a running Ray cluster; None starts one on this machine and stops it at the end.
+        With ray://host:port the driver, too, runs there.
+      ship: Send code and dataset to the nodes: this project's packages by Ray's runtime
+        environment, the dataset through the storage. Otherwise nodes have both.
       cpus_per_trial: CPUs that a trial claims; its thread pools are sized to match.
+      gpus_per_trial: GPUs that it claims.
       max_concurrent: Trials at a time at the most; None runs as many as the CPUs allow.
       log: What to log to as well: 'wandb', 'mlflow', 'tensorboard'; see `sweeps.loggers`.
       on_event: Is told what happens, in this thread.
+      wishes: How another thread drains or stops the launch; signals do it in the main thread.
       evaluator: What evaluates a candidate, as `sweeps.evaluate.stages` does: 'module:function' or
         'path/to/file.py:function'.
       measurer: What measures a model, as `thesis.measure.measure_rtf` does.
 
     Raises:
       SweepError: A different sweep has this name, it is being launched already, no node has
-        enough CPUs for a trial, or it cannot be logged to what was asked for.
+        enough CPUs for a trial, a node lacks what trials need, or it cannot be logged to what was
+        asked for.
       DatasetError: There is no dataset.
       LedgerError: The storage cannot be used.
     """
+    wishes = wishes or Wishes()
+    if address and address.startswith(CLIENT):
+        return _launch_there(
+            address,
+            ship,
+            wishes,
+            on_event,
+            name=name,
+            run=run,
+            dataset=dataset,
+            trials=trials,
+            storage=storage,
+            seconds=seconds,
+            train_steps=train_steps,
+            warm_start=warm_start,
+            cpus_per_trial=cpus_per_trial,
+            gpus_per_trial=gpus_per_trial,
+            max_concurrent=max_concurrent,
+            log=log,
+            evaluator=evaluator,
+            measurer=measurer,
+        )
     check_installed(log)
-    data = load_facts(dataset)
+    data = _dataset_facts(dataset, storage, name)
     dataset = str(Path(dataset).absolute())
-    facts = SweepFacts(
-        name=name,
-        gin_config=run.text,
-        dataset_fingerprint=data.fingerprint,
-        objectives=run.sweep.objectives,
-        dataset_path=dataset,
-        trials_asked=trials,
-    )
-    ledger = Ledger.create(storage, name, facts)
+    ledger = _ledger(name, run, dataset, trials, storage)
     finished = ledger.trials()
     baseline = run.space.baseline()
     on_event(
@@ -170,6 +197,7 @@ def launch(
             evaluator=evaluator,
             measurer=measurer,
             cpus_per_trial=cpus_per_trial,
+            gpus_per_trial=gpus_per_trial,
             work=work_folder(ledger, scratch),
         )
         rule = stopping_rule(run.sweep)
@@ -189,11 +217,12 @@ def launch(
             started=started,
             finished=finished,
             budget=Budget(trials, seconds, train_steps),
-            slots=Slots(cpus_per_trial, max_concurrent).count,
+            slots=Slots(cpus_per_trial, gpus_per_trial, max_concurrent).count,
             lost=lost,
+            wishes=wishes,
             on_event=loggers,
         )
-        interrupted = _run(driver, address, cpus_per_trial, scratch, loggers)
+        _run(driver, address, ship, scratch, loggers)
     return LaunchReport(
         name,
         ledger.uri,
@@ -201,9 +230,46 @@ def launch(
         len(finished) + len(driver.recorded),
         tuple(driver.recorded),
         exhausted=driver.exhausted,
-        interrupted=interrupted and not driver.done,
+        interrupted=driver.interrupted and not driver.done,
         used_up="" if driver.done else driver.used_up,
     )
+
+
+def _dataset_facts(dataset: str, storage: str, sweep: str) -> DatasetFacts:
+    """Returns what a dataset is, whether it is here or was shipped for an existing sweep."""
+    try:
+        return load_facts(dataset)
+    except DatasetError:
+        if sweep not in list_sweeps(storage):
+            raise
+        return load_facts(dataset_here(Ledger.open(storage, sweep), dataset))
+
+
+def _ledger(name: str, run: RunConfig, dataset: str, trials: int, storage: str, **_: Any) -> Ledger:
+    """Returns the ledger of the sweep, of a new one or of the one that is continued."""
+    facts = SweepFacts(
+        name=name,
+        gin_config=run.text,
+        dataset_fingerprint=_dataset_facts(dataset, storage, name).fingerprint,
+        objectives=run.sweep.objectives,
+        dataset_path=dataset,
+        trials_asked=trials,
+    )
+    return Ledger.create(storage, name, facts)
+
+
+def _launch_there(
+    address: str, ship: bool, wishes: Wishes, on_event: Listener, **arguments: Any
+) -> LaunchReport:
+    """Has `launch` called on a cluster, through its client server."""
+    if ship:  # from here: the driver will not have it either
+        ship_dataset(_ledger(**arguments), arguments["dataset"])
+    with (
+        _responding(signal.SIGINT, wishes.drain, wishes.stop),
+        _responding(signal.SIGTERM, wishes.stop),
+        cluster(address, Path(), ship=ship),
+    ):
+        return launch_there(launch, on_event=on_event, wishes=wishes, ship=ship, **arguments)
 
 
 def _of_other_releases(finished: Iterable[Trial]) -> str:
@@ -305,31 +371,35 @@ def _loss(error: Exception | None) -> tuple[str, Reason | None]:
     return cause, None if "its node has died" in said else Reason.CRASHED
 
 
-def _run(
-    driver: Driver, address: str | None, cpus_per_trial: float, scratch: Path, loggers: Loggers
-) -> bool:
-    """Runs the missing trials. Returns whether the user interrupted it.
+def _run(driver: Driver, address: str | None, ship: bool, scratch: Path, loggers: Loggers) -> None:
+    """Runs the missing trials.
 
     Raises:
-      SweepError: There is no such cluster, or a trial fits on none of its nodes.
+      SweepError: There is no such cluster, a trial fits on none of its nodes, or a node lacks
+        what trials need.
       UserError: What every trial would meet.
     """
+    shared, wishes = driver.shared, driver.wishes
     sigint, sigterm = signal.SIGINT, signal.SIGTERM
     try:
         with (
-            _responding(sigint, driver.drain, driver.interrupt),
-            cluster(address, ray_folder(scratch)),
+            _responding(sigint, wishes.drain, wishes.stop),
+            cluster(address, ray_folder(scratch), ship=ship) as dashboard,
             loggers,
         ):
-            check_fits(cpus_per_trial)
+            if dashboard:
+                driver.on_event(Noted(f"dashboard: http://{dashboard}"))
+            check_fits(shared.cpus_per_trial, shared.gpus_per_trial)
+            if ship:
+                ship_dataset(shared.ledger, shared.dataset)
+            check_nodes(shared.what_is_wrong_here)
             # Cluster managers end a job with SIGTERM. Ray has set a handler of its own by now.
-            with _responding(sigterm, driver.interrupt):
+            with _responding(sigterm, wishes.stop):
                 _tune(driver, scratch)
     except KeyboardInterrupt:
-        driver.interrupt()
+        wishes.stop()
     if driver.failure is not None:
         raise driver.failure
-    return driver.draining or driver.interrupted
 
 
 @contextmanager

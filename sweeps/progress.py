@@ -59,6 +59,13 @@ class Warned:
 
 
 @dataclass(frozen=True)
+class Noted:
+    """Something that the user of a launch may like to know: one line."""
+
+    message: str
+
+
+@dataclass(frozen=True)
 class TrialBegan:
     """A worker has taken up a candidate."""
 
@@ -104,7 +111,15 @@ class Stopping:
 
 
 Event = (
-    SweepBegan | Warned | TrialBegan | TrialAdvanced | TrialRetried | TrialEnded | Waited | Stopping
+    SweepBegan
+    | Noted
+    | Warned
+    | TrialBegan
+    | TrialAdvanced
+    | TrialRetried
+    | TrialEnded
+    | Waited
+    | Stopping
 )
 
 Listener = Callable[[Event], None]
@@ -252,6 +267,8 @@ class _PlainDisplay:
         match event:
             case SweepBegan():
                 self._print(f"{event.sweep}: {self._tally.done} trials finished")
+            case Noted(message):
+                self._print(message)
             case Warned(message):
                 self._print(f"warning: {message}")
             case TrialEnded(trial):
@@ -293,6 +310,8 @@ class _LiveDisplay:
         match event:
             case SweepBegan():
                 self._live.start()
+            case Noted(message):
+                _print(self._live.console, message)
             case Warned(message):
                 _print(self._live.console, f"warning: {message}")  # it stays above the bars
         if self._clock() - self._last >= REFRESH_SECONDS:

@@ -42,7 +42,7 @@ class Worker(tune.Trainable):
         # of the next generation ask for the same in other words, and get new workers. (Where
         # there is one bundle only, either strategy means nothing else.)
         strategy = ("PACK", "SPREAD")[config["generation"] % 2]
-        return PlacementGroupFactory([{"CPU": cls.shared.cpus_per_trial}], strategy=strategy)
+        return PlacementGroupFactory([cls.shared.resources], strategy=strategy)
 
     def setup(self, config: dict[str, Any]) -> None:
         """Begins the first candidate of this process."""

@@ -20,6 +20,7 @@ ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # 127.0.0.1 only, as Ray has it on laptops
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    "RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S": "15",
     # What is gone is noticed within seconds, not after a minute.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
     "RAY_raylet_start_wait_time_s": "120",
@@ -51,7 +52,7 @@ def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
 class Node:
     """The processes of one node: a session of their own."""
 
-    def __init__(self, kind: str, port: int, folder: Path) -> None:
+    def __init__(self, kind: str, port: int, folder: Path, **variables: str) -> None:
         self._log = folder / "nodes.log"
         with self._log.open("a") as log:
             self._start = subprocess.Popen(
@@ -60,7 +61,7 @@ class Node:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,
-                env={**os.environ, **ENVIRONMENT},
+                env={**os.environ, **ENVIRONMENT, **variables},
                 text=True,
             )
 
@@ -88,11 +89,12 @@ class Node:
 class Cluster:
     """A head and other nodes with one CPU each; nodes may be added and stopped at any time."""
 
-    def __init__(self, folder: Path, port: int, *, others: int) -> None:
+    def __init__(self, folder: Path, port: int, *, others: int, **variables: str) -> None:
         folder.mkdir(exist_ok=True)
         self._folder, self._port = folder, port
         self.address = f"127.0.0.1:{port}"
-        self.head, self.others = Node("head", port, folder), list[Node]()
+        self.client_address = f"ray://127.0.0.1:{port + 1}"
+        self.head, self.others = Node("head", port, folder, **variables), list[Node]()
         try:
             self.head.wait()
             for _ in range(others):
@@ -115,6 +117,10 @@ class Cluster:
             node.stop()
 
 
+def _head(port: int, folder: str) -> dict[str, object]:
+    return {"temp_dir": folder, "gcs_server_port": port, "ray_client_server_port": port + 1}
+
+
 def main(kind: str, port: int, folder: str) -> None:
     """Runs a node until stdin is closed or it dies."""
     from ray._private.node import Node as RayNode
@@ -125,7 +131,7 @@ def main(kind: str, port: int, folder: str) -> None:
         object_store_memory=80 * 2**20,
         node_ip_address="127.0.0.1",
         include_dashboard=False,
-        **{"temp_dir": folder, "gcs_server_port": port} if kind == "head" else {},
+        **_head(port, folder) if kind == "head" else {},
     )
     if kind == "node":
         params.gcs_address = f"127.0.0.1:{port}"

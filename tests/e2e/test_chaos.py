@@ -91,7 +91,8 @@ class Storm:
             self.cluster.stop()
             self.end_driver()
             heads = self.killed["head"]
-            self.cluster = Cluster(self.folder / f"ray{heads}", self.port + heads, others=2)
+            port = self.port + 2 * heads
+            self.cluster = Cluster(self.folder / f"ray{heads}", port, others=2)
         elif kind == "node":
             lost = next(n for n in self.cluster.others if victim not in n.processes("raylet"))
             lost.stop()

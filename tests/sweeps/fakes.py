@@ -15,6 +15,7 @@ from typing import cast
 
 import onnx
 
+import sweeps
 from sweeps.config import RunConfig, parse_run
 from sweeps.evaluate import Measure, Progress, Task
 from sweeps.trial import Candidate, Measurement, Provenance, Reason, Trial
@@ -38,7 +39,7 @@ def run_of(axes: Mapping[str, object], *bindings: str) -> RunConfig:
     return parse_run("\n".join([f"search_space.axes = {axes!r}", *bindings]))
 
 
-def make_dataset(folder: Path) -> str:
+def make_dataset(folder: Path, fingerprint: str = "f" * 64) -> str:
     """A dataset as far as a driver looks at it: its facts."""
     facts = DatasetFacts(
         sample_rate=16000,
@@ -56,7 +57,7 @@ def make_dataset(folder: Path) -> str:
         n_train=1,
         n_validation=1,
         statistics=Statistics(-30.0, 10.0, 100.0, 200.0, 400.0, 1.0, 8.0),
-        fingerprint="f" * 64,
+        fingerprint=fingerprint,
     )
     folder.mkdir(parents=True)
     (folder / FACTS_FILE).write_text(facts.to_json())
@@ -146,6 +147,13 @@ def moody(task: Task, *, workdir: Path, measure: Measure) -> Stages:
             diverged = Reason.DIVERGED
             return Trial(task.sweep, task.candidate, reason=diverged, detail="step 7")
     return (yield from quick(task, workdir=workdir, measure=measure))
+
+
+def whereabouts(task: Task, *, workdir: Path, measure: Measure) -> Stages:
+    """Tells, in a failure's detail, where its code and its data are."""
+    yield Progress("build", 0, STEPS)
+    said = f"{sweeps.__file__} {task.dataset}"
+    return Trial(task.sweep, task.candidate, reason=Reason.ERROR, detail=said)
 
 
 def without_data(task: Task, *, workdir: Path, measure: Measure) -> Stages:

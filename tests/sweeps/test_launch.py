@@ -11,7 +11,7 @@ import pytest
 from sweeps import __version__
 from sweeps.attempt import Shared, evaluate_and_record, load
 from sweeps.cluster import connect
-from sweeps.driver import MAX_DEATHS, MAX_LOSSES, Budget, Driver
+from sweeps.driver import MAX_DEATHS, MAX_LOSSES, Budget, Driver, Wishes
 from sweeps.errors import SweepError
 from sweeps.evaluate import Progress, Task
 from sweeps.launch import LaunchReport, launch
@@ -106,6 +106,7 @@ def shared(dataset, storage):
         evaluator=evaluator("quick"),
         measurer=evaluator("measure_together"),
         cpus_per_trial=1.0,
+        gpus_per_trial=0.0,
         work=storage / "s" / "work",
     )
 
@@ -216,6 +217,7 @@ def driver_of(
         budget=Budget(missing + len(finished), **budget),
         slots=lambda: slots,
         lost=lost,
+        wishes=Wishes(),
         on_event=on_event,
     )
 
@@ -301,7 +303,7 @@ def test_deaths_are_counted_across_launches(shared):
 def test_a_launch_that_drains_starts_nothing_new_and_tries_nothing_again(shared):
     driver = driver_of(shared, missing=5)
     attempt = driver.next_attempt()
-    driver.drain()
+    driver.wishes.drain()
     assert driver.next_attempt() is None
     assert driver.complete
     assert not driver.stopped

@@ -1,0 +1,71 @@
+"""Launches from afar: through a Ray client (`ray://`), the driver itself runs on the cluster.
+
+Ray Tune's driver talks to its workers all the time, so it should be near them, and a laptop that
+goes to sleep should not hold the trials up. What crosses the network is what happens, twice a
+second, and what the user wants. Where the client is gone for good, Ray ends the driver; the next
+launch continues. One of the helpers of `sweeps.launch` that import Ray.
+"""
+
+import contextlib
+from collections import deque
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from sweeps.driver import Wishes
+from sweeps.errors import SweepError
+from sweeps.progress import Event, Listener
+
+Report = TypeVar("Report")
+
+_POLL_SECONDS = 0.5
+
+
+class _Launcher:
+    """Launches, in a process of the cluster; its other thread answers meanwhile."""
+
+    def __init__(self) -> None:
+        self._events: deque[Event] = deque()
+        self._wishes = Wishes()
+
+    def launch(self, function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        return function(**arguments, on_event=self._events.append, wishes=self._wishes)
+
+    def events(self, wishes: Wishes) -> list[Event]:
+        """Passes on the user's wishes, and returns what has happened since the last call."""
+        self._wishes.draining, self._wishes.stopping = wishes.draining, wishes.stopping
+        return [self._events.popleft() for _ in range(len(self._events))]
+
+
+def launch_there(
+    function: Callable[..., Report], *, on_event: Listener, wishes: Wishes, **arguments: Any
+) -> Report:
+    """Calls `launch` on the cluster that this process is connected to, and listens to it.
+
+    Raises:
+      UserError: What `launch` has raised.
+      SweepError: The driver there has died, or could not be started.
+    """
+    launcher: Any = ray.remote(_Launcher).options(num_cpus=0, max_concurrency=2).remote()
+    running = launcher.launch.remote(function, arguments)
+    try:
+        ended: list[Any] = []
+        while not ended:
+            ended, _ = ray.wait([running], timeout=_POLL_SECONDS)
+            for event in ray.get(launcher.events.remote(wishes)):
+                on_event(event)
+        return cast(Report, ray.get(running))
+    except RayTaskError as error:
+        raise error.cause from error
+    except RayActorError as error:
+        cause = str(error).strip().rpartition("\n")[2]
+        raise SweepError(
+            f"the launch on the cluster has gone: {cause}",
+            hint="launch again to continue, what was finished is on record; the cluster's nodes "
+            "need this project, or --ship",
+        ) from error
+    finally:
+        with contextlib.suppress(Exception):
+            ray.kill(launcher)

@@ -1,0 +1,132 @@
+"""Launches on a cluster that was started by somebody else: code, data and driver get there."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import uuid
+from pathlib import Path
+
+import pytest
+
+from sweeps.ledger import Ledger
+from tests.e2e.cluster import ENVIRONMENT, Cluster, wait_until
+from tests.sweeps.fakes import evaluator, make_dataset
+
+ROOT = Path(__file__).parents[2]
+
+DRIVER = """
+import sys
+from sweeps.launch import launch
+from sweeps.progress import SweepProgress
+from tests.sweeps.fakes import run_of
+from thesis.errors import UserError
+
+name, dataset, storage, evaluator, address, ship = sys.argv[1:]
+run = run_of({"DilatedConvStack.channels": tuple(range(1, 41))})
+try:
+    with SweepProgress() as show:
+        report = launch(name, run, dataset=dataset, trials=4, storage=storage, ship=ship == "ship",
+                        evaluator=evaluator, address=address, on_event=show)
+except UserError as error:
+    sys.exit(f"error: {error.message}")
+print(report.summary())
+sys.exit(130 if report.interrupted else 0)
+"""
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    with tempfile.TemporaryDirectory(prefix="nodes", dir="/tmp") as folder:  # short, for sockets
+        port = 32100 + os.getpid() % 300 * 2
+        cache = {"XDG_CACHE_HOME": f"{folder}/cache"}
+        cluster = Cluster(Path(folder, "ray"), port, others=1, **cache)
+        yield cluster
+        cluster.stop()
+
+
+@pytest.fixture
+def storage(tmp_path):
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def start(storage, tmp_path):
+    """Starts a driver; `within` is a command that runs it."""
+    drivers = []
+
+    def start(dataset, evaluate, address, *ship, within=()):
+        arguments = ["s", dataset, str(storage), evaluator(evaluate), address, *(ship or ["no"])]
+        drivers.append(
+            subprocess.Popen(
+                [*within, sys.executable, "-c", DRIVER, *arguments],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+                cwd=tmp_path,  # Ray's workers would look for code in the driver's
+                env={**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT)},
+            )
+        )
+        return drivers[-1]
+
+    yield start
+    for driver in drivers:
+        driver.kill()
+        driver.communicate()
+
+
+@pytest.mark.timeout(280)
+def test_through_a_client_server_the_driver_runs_on_the_cluster(nodes, start, storage, tmp_path):
+    dataset = make_dataset(tmp_path / "data")
+    driver = start(dataset, "slow", nodes.client_address)
+    wait_until(lambda: len(list(storage.glob("s/trials/[!_]*"))) >= 1, 120)
+    driver.send_signal(signal.SIGINT)
+    output, _ = driver.communicate(timeout=60)
+    assert driver.returncode == 130, output
+    assert "[1/4]" in output
+    assert "launch again to continue" in output
+
+    output, _ = start(dataset, "slow", nodes.client_address).communicate(timeout=120)
+    assert "'s' has 4 of 4 trials" in output
+    assert len(Ledger.open(storage, "s").ids()) == 4
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """A dataset that only the driver sees, as if it ran on another machine: path, command."""
+    private, fingerprint = tmp_path / "private", uuid.uuid4().hex
+    dataset = make_dataset(tmp_path / "data", fingerprint)
+    private.mkdir()
+    within = ["unshare", "--mount", "sh", "-c"]
+    mount = 'mount -t tmpfs none "$0"'
+    try:
+        subprocess.run([*within, mount, private], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("folders of one process only (mount namespaces) need root")
+    moved = f'{mount} && mv "$1" "$0/data" && shift && exec "$@"'
+    return str(private / "data"), [*within, moved, str(private), dataset]
+
+
+@pytest.mark.timeout(280)
+def test_code_and_data_can_be_sent_along(nodes, start, storage, elsewhere):
+    dataset, within = elsewhere
+    driver = start(dataset, "whereabouts", nodes.address, "ship", within=within)
+    output, _ = driver.communicate(timeout=120)
+    assert driver.returncode == 0, output
+    for trial in Ledger.open(storage, "s").trials():
+        code, data = trial.detail.split()
+        assert "runtime_resources" in code
+        assert "cache/ddsp-sweeps" in data
+
+
+@pytest.mark.timeout(120)
+def test_a_node_that_lacks_what_trials_need_is_named(nodes, start, elsewhere):
+    dataset, within = elsewhere
+    driver = start(dataset, "quick", nodes.address, within=within)
+    output, _ = driver.communicate(timeout=90)
+    assert driver.returncode == 1, output
+    assert "cannot run trials: the dataset" in output
+    assert "Traceback" not in output
