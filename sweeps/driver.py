@@ -7,7 +7,7 @@ import contextlib
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -104,7 +104,8 @@ class Driver:
         rule: StoppingRule,
         *,
         started: Iterable[Attempt],
-        finished: Sequence[Trial],
+        finished: int,
+        steps_spent: int,
         budget: Budget,
         slots: Callable[[], int],
         lost: Callable[[], SweepError | None],
@@ -119,10 +120,10 @@ class Driver:
         self._data = data
         self._search = search
         self._rule = rule
-        self._finished = len(finished)
+        self._finished = finished
         self._budget = budget
         self._began_at = time.monotonic()
-        self._steps_spent = sum(trial.provenance.train_steps for trial in finished)
+        self._steps_spent = steps_spent
         self._steps_of_a_trial = most_train_steps(shared.run)
         self.used_up = ""
         self._slots = slots

@@ -9,15 +9,17 @@ Only this module and its helpers (`sweeps.cluster`, `sweeps.loggers`, `sweeps.re
 `sweeps.worker`) import Ray.
 """
 
+import json
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ray import tune
 from ray.exceptions import OutOfMemoryError
 from ray.tune.experiment import Trial as RayTrial
@@ -31,12 +33,13 @@ from sweeps.driver import Budget, Driver, Wishes
 from sweeps.lease import leased
 from sweeps.ledger import Ledger, SweepFacts, list_sweeps
 from sweeps.loggers import Loggers, check_installed
+from sweeps.objectives import objective
 from sweeps.progress import Listener, Noted, SweepBegan, Warned, silent
 from sweeps.remote import launch_there
 from sweeps.scratch import ray_folder, scratch_folder, work_folder
-from sweeps.search import Search, known_from
+from sweeps.search import HISTORY, Search, known_from
 from sweeps.shipping import dataset_here, ship_dataset
-from sweeps.standing import limited_objectives
+from sweeps.standing import Standing, limited_objectives
 from sweeps.stopping import stopping_rule
 from sweeps.trial import PROJECT, Attempt, Candidate, Reason, Status, Trial
 from sweeps.worker import Worker
@@ -165,20 +168,11 @@ def launch(
     data = _dataset_facts(dataset, storage, name)
     dataset = str(Path(dataset).absolute())
     ledger = _ledger(name, run, dataset, trials, storage)
-    finished = ledger.trials()
-    baseline = run.space.baseline()
-    on_event(
-        SweepBegan(
-            name,
-            limited_objectives(run.sweep),
-            tuple(finished),
-            trials,
-            baseline=baseline.id if baseline else None,
-        )
-    )
-    if len(finished) >= trials:
-        return LaunchReport(name, ledger.uri, trials, len(finished))
-    if others := _of_other_releases(finished):
+    standing = _standing(ledger, run)
+    on_event(SweepBegan(name, trials, standing))
+    if standing.finished >= trials:
+        return LaunchReport(name, ledger.uri, trials, standing.finished)
+    if others := _of_other_releases(ledger):
         on_event(Warned(others))
     known: list[Trial] = []
     if warm_start:
@@ -189,7 +183,10 @@ def launch(
         leased(ledger.location, name, waiting=lambda line: on_event(Warned(line))) as lost,
         scratch_folder(ledger) as scratch,
     ):
-        finished, started = ledger.trials(), ledger.started()
+        # The ids of all records are small. The records need not be.
+        on_record, started = ledger.ids(), ledger.started()
+        objectives = [objective(metric) for metric in run.sweep.objectives]
+        history = ledger.history(objectives, HISTORY)
         shared = Shared(
             ledger=ledger,
             run=run,
@@ -201,7 +198,7 @@ def launch(
             work=work_folder(ledger, scratch),
         )
         rule = stopping_rule(run.sweep)
-        for trial in [*known, *finished]:
+        for trial in [*known, *history]:
             rule.learn(trial)
         driver = Driver(
             shared,
@@ -209,13 +206,15 @@ def launch(
             Search(
                 run.space,
                 run.sweep,
-                finished=finished,
+                finished=history,
+                on_record=on_record,
                 started=[attempt.candidate for attempt in started],
                 known=known,
             ),
             rule,
             started=started,
-            finished=finished,
+            finished=len(on_record),
+            steps_spent=_steps_spent(ledger),
             budget=Budget(trials, seconds, train_steps),
             slots=Slots(cpus_per_trial, gpus_per_trial, max_concurrent).count,
             lost=lost,
@@ -227,7 +226,7 @@ def launch(
         name,
         ledger.uri,
         trials,
-        len(finished) + len(driver.recorded),
+        len(on_record) + len(driver.recorded),
         tuple(driver.recorded),
         exhausted=driver.exhausted,
         interrupted=driver.interrupted and not driver.done,
@@ -272,16 +271,36 @@ def _launch_there(
         return launch_there(launch, on_event=on_event, wishes=wishes, ship=ship, **arguments)
 
 
-def _of_other_releases(finished: Iterable[Trial]) -> str:
+def _standing(ledger: Ledger, run: RunConfig) -> Standing:
+    baseline = run.space.baseline()
+    objectives = limited_objectives(run.sweep)
+    standing = Standing(objectives, baseline=baseline.id if baseline else None)
+    for outcomes in ledger.outcomes(objectives):
+        standing.add(outcomes)
+    return standing
+
+
+def _steps_spent(ledger: Ledger) -> int:
+    batches = ledger.scan(("train_steps",))
+    return int(sum(np.nansum(batch.column("train_steps").values) for batch in batches))
+
+
+def _of_other_releases(ledger: Ledger) -> str:
     """Returns what to say of trials that releases with another minor version recorded, if any."""
-    recorded = [trial.provenance.versions.get(PROJECT, "unknown") for trial in finished]
+    texts = Counter(
+        text for batch in ledger.scan(("versions",)) for text in batch.texts("versions")
+    )
     here = __version__.split(".")[:2]
-    others = [version for version in recorded if version.split(".")[:2] != here]
+    others: Counter[str] = Counter()
+    for text, count in texts.items():
+        version = json.loads(text or "{}").get(PROJECT, "unknown")
+        if version.split(".")[:2] != here:
+            others[version] += count
     if not others:
         return ""
     return (
-        f"{len(others)} finished trials were recorded by other versions "
-        f"({', '.join(sorted(set(others)))}), this is {__version__}: losses may not compare, "
+        f"{others.total()} finished trials were recorded by other versions "
+        f"({', '.join(sorted(others))}), this is {__version__}: losses may not compare, "
         "see CHANGELOG.md"
     )
 

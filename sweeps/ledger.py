@@ -37,7 +37,14 @@ import pyarrow.parquet as pq
 
 from sweeps.errors import LedgerError, SweepError, TrialError, nearest
 from sweeps.objectives import Limit, Objective
-from sweeps.pareto import Ints, ParetoFront, assemble, columns_needed, front_rows
+from sweeps.pareto import (
+    Ints,
+    ParetoFront,
+    assemble,
+    columns_needed,
+    front_rows,
+    non_dominated_rows,
+)
 from sweeps.records import (
     GROUP_ROWS,
     NO_ROWS,
@@ -243,8 +250,7 @@ class Ledger:
         Raises:
           LedgerError: A record cannot be read, or a newer release wrote it.
         """
-        trials = [trial for batch in self.scan(SCHEMA.names) for trial in batch.trials()]
-        return sorted(trials, key=lambda trial: (trial.provenance.finished_at, trial.id))
+        return _in_order(t for batch in self.scan(SCHEMA.names) for t in batch.trials())
 
     def ids(self) -> TrialIds:
         """Returns the ids of all finished trials."""
@@ -284,6 +290,31 @@ class Ledger:
         needed = ("reason", "host_fingerprint", "started_at", "finished_at", *columns)
         for batch in self.scan(needed, known=known):
             yield batch.outcomes(columns)
+
+    def history(self, objectives: Sequence[Objective], most: int) -> list[Trial]:
+        """Returns what a search may learn from: non-dominated trials, then the latest to finish.
+
+        Args:
+          objectives: What trials compete in, whatever their hosts.
+          most: Number of trials at the most.
+
+        Returns:
+          The trials in the order in which they finished.
+
+        Raises:
+          LedgerError: As in `trials`.
+        """
+        columns = columns_needed(objectives, ())
+
+        def look() -> list[Trial]:
+            parts = self._parts()
+            batch = self._batch(("reason", "host_fingerprint", "finished_at", *columns), parts)
+            best = non_dominated_rows(batch.records(columns), objectives)
+            order = np.argsort(-batch.column("finished_at").values, kind="stable")
+            order = np.concatenate([best, order[~np.isin(order, best)]])[:most]
+            return self._batch(SCHEMA.names, _choose(parts, np.sort(order))).trials()
+
+        return _in_order(_while_files_move(look))
 
     def get(self, prefix: str) -> Trial:
         """Returns the trial whose id is, or alone begins with, `prefix`.
@@ -729,6 +760,10 @@ def _started(sweep: str) -> str:
 
 def _models(sweep: str) -> str:
     return f"{sweep}/models"
+
+
+def _in_order(trials: Iterable[Trial]) -> list[Trial]:
+    return sorted(trials, key=lambda trial: (trial.provenance.finished_at, trial.id))
 
 
 def _while_files_move(look: Callable[[], T]) -> T:

@@ -191,9 +191,19 @@ def front_rows(
         _exclude(excluded, out, limit.excess())
         competes &= ~out
 
+    return _best(records, objectives, competes), excluded
+
+
+def non_dominated_rows(records: Records, objectives: Sequence[Objective]) -> Ints:
+    """Returns the row numbers of what no other trial beats, whatever the limits and the hosts."""
+    competes, _ = competitors(records, [o.metric for o in objectives])
+    return _best(records, objectives, competes)
+
+
+def _best(records: Records, objectives: Sequence[Objective], competes: Mask) -> Ints:
     rows = np.flatnonzero(competes)
     points = [o.sign * records.values(metric(o.metric))[rows] for o in objectives]
-    return rows[non_dominated(np.stack(points, axis=1))], excluded
+    return rows[non_dominated(np.stack(points, axis=1))]
 
 
 def competitors(records: Records, metrics: Iterable[str]) -> tuple[Mask, list[Exclusion]]:

@@ -3,6 +3,7 @@
 A launch tells what happens as `Event`s; `SweepProgress` shows them, all on stderr.
 """
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,7 +17,6 @@ from rich.table import Table
 from rich.text import Text
 
 from sweeps.evaluate import Progress as Stage
-from sweeps.objectives import Objective
 from sweeps.standing import Outcomes, Standing
 from sweeps.trial import Candidate, Trial
 
@@ -38,17 +38,13 @@ class SweepBegan:
 
     Attributes:
       sweep: Name of the sweep.
-      objectives: What it searches for, with the limits beyond which candidates are infeasible.
-      finished: Trials on record.
       asked: Number of finished trials that the sweep shall hold.
-      baseline: Id of the baseline's trial; None where the space does not hold it.
+      standing: What its records add up to now. Who goes on from there does so with a copy.
     """
 
     sweep: str
-    objectives: tuple[Objective, ...]
-    finished: tuple[Trial, ...]
     asked: int
-    baseline: str | None = None
+    standing: Standing
 
 
 @dataclass(frozen=True)
@@ -167,8 +163,7 @@ class _Tally:
         match event:
             case SweepBegan():
                 self.sweep, self.asked = event.sweep, event.asked
-                self._standing = Standing(event.objectives, baseline=event.baseline)
-                self._standing.add(Outcomes.of(event.finished, event.objectives))
+                self._standing = copy.deepcopy(event.standing)
             case TrialBegan(candidate):
                 axes = _axes(candidate)
                 self._running[candidate] = _Running(self._clock(), f"starting · {axes}")

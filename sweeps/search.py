@@ -14,7 +14,7 @@ import random
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import optuna
@@ -55,6 +55,14 @@ _RANDOM_ATTEMPTS = 200
 """Random candidates, all tried before, after which a finite space is listed instead."""
 
 
+HISTORY = 1_000
+"""Trials on record that a continued search learns from: those on the front, then the latest.
+
+A proposal of TPE takes 0.03 s of CPU time with 1,000 trials, 0.07 s with 3,000, 0.27 s with 10,000,
+and as much again where it proposes what was tried before.
+"""
+
+
 class Search:
     """Proposes candidates that were not tried before, and learns from what came of them.
 
@@ -68,6 +76,7 @@ class Search:
         config: SweepConfig,
         *,
         finished: Iterable[Trial] = (),
+        on_record: Collection[str] = (),
         started: Iterable[Candidate] = (),
         known: Iterable[Trial] = (),
     ) -> None:
@@ -76,7 +85,8 @@ class Search:
         Args:
           space: What is varied.
           config: Objectives, sampler, seed, limits.
-          finished: Every trial on record, of whatever status.
+          finished: Trials on record, of whatever status: all, or those to learn from.
+          on_record: Ids of all trials on record, where `finished` are some of them.
           started: Candidates that were begun; the ones not finished are proposed again.
           known: Trials of another sweep. They inform the sampler; their candidates may be proposed.
 
@@ -92,9 +102,10 @@ class Search:
         self._distributions = {axis.name: distribution_of(axis) for axis in space.axes}
         # Seeded with the history's length too: a continued search that drew the same numbers
         # again would propose what it has proposed before.
-        self._rng = random.Random(f"{config.seed}/{len(history)}")
+        self._rng = random.Random(f"{config.seed}/{len(on_record) or len(history)}")
         self._study = _study(self._objectives, _sampler(config, space, self._rng.getrandbits(32)))
         self._running: dict[str, optuna.Trial] = {}
+        self._on_record = on_record
         self._seen: set[str] = set()
         for trial in known:
             self._tell(self._enter(trial.candidate), trial)
@@ -114,7 +125,7 @@ class Search:
 
         The baselines come first, then what an earlier run has begun, then the sampler's choice.
         """
-        candidate = next((c for c in self._queue if c.id not in self._seen), None)
+        candidate = next((c for c in self._queue if not self._tried(c)), None)
         if candidate is None and not self._whole_grid:
             candidate = self._sample() or self._unseen()
         self.exhausted = candidate is None
@@ -128,6 +139,9 @@ class Search:
             return
         asked = self._running.pop(trial.id, None)
         self._tell(asked or self._admit(trial.candidate), trial)
+
+    def _tried(self, candidate: Candidate) -> bool:
+        return candidate.id in self._seen or candidate.id in self._on_record
 
     def _tell(self, asked: optuna.Trial, trial: Trial) -> None:
         for name, excess in constraints_of(trial, self._limits).items():
@@ -146,7 +160,7 @@ class Search:
             # candidate, entered by `_admit`; samplers do not look at failed trials.
             self._study.tell(draft, state=TrialState.FAIL)
             candidate = self._space.candidate(draft.params)
-            if candidate.id not in self._seen:
+            if not self._tried(candidate):
                 return candidate
         return None
 
@@ -154,10 +168,10 @@ class Search:
         """Returns a random candidate not tried before; None when the space is exhausted."""
         for _ in range(_RANDOM_ATTEMPTS):
             candidate = self._space.sample(self._rng)
-            if candidate.id not in self._seen:
+            if not self._tried(candidate):
                 return candidate
         # Nearly everything was tried, so the list is short.
-        left = [c for c in self._space.candidates() or () if c.id not in self._seen]
+        left = [c for c in self._space.candidates() or () if not self._tried(c)]
         return self._rng.choice(left) if left else None
 
     def _admit(self, candidate: Candidate) -> optuna.Trial:
@@ -192,7 +206,8 @@ def known_from(other: Ledger, run: RunConfig, fingerprint: str) -> tuple[list[Tr
         skipped["another dataset"] = len(other.ids())
     else:
         space = parse_run(other.facts.gin_config).space
-        for trial in other.trials():
+        objectives = [objective(name) for name in run.sweep.objectives]
+        for trial in other.history(objectives, HISTORY):
             try:
                 if trial.status is Status.FAILED:
                     raise SpaceError("failed")

@@ -213,7 +213,8 @@ def driver_of(
         Search(run.space, run.sweep),
         stopping_rule(run.sweep),
         started=shared.ledger.started(),
-        finished=finished,
+        finished=len(finished),
+        steps_spent=sum(trial.provenance.train_steps for trial in finished),
         budget=Budget(missing + len(finished), **budget),
         slots=lambda: slots,
         lost=lost,
@@ -489,8 +490,9 @@ def test_a_sweep_runs_the_number_asked_for_and_no_more(cluster, start, storage):
 def test_events_tell_the_story_of_every_trial(cluster, start):
     events = []
     report = start(6, on_event=events.append)
-    objectives = (objective("val_loss"), objective("rtf_ratio"))
-    assert events[0] == SweepBegan("s", objectives, (), 6, baseline=channels(8).id)
+    began = events[0]
+    assert (type(began), began.sweep, began.asked) == (SweepBegan, "s", 6)
+    assert began.standing.objectives == (objective("val_loss"), objective("rtf_ratio"))
     assert any(isinstance(event, Waited) for event in events)
     for trial in report.recorded:
         mine = [e for e in events if getattr(e, "candidate", None) == trial.candidate]

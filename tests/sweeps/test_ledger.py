@@ -420,6 +420,23 @@ def test_large_files_are_split_and_merged_files_are_few(ledger, small_groups):
     assert max(sizes) == 6
 
 
+def test_history_is_the_front_and_then_the_latest(ledger, small_groups):
+    def one(number, loss, cost, reason=None):
+        return trial(number, val_loss=loss, rtf_ratio=cost, reason=reason)
+
+    front = [one(1, 1.0, 9.0), one(5, 2.0, 8.0), one(9, 9.0, 1.0)]
+    beaten = [one(n, 9.5, 9.5) for n in (2, 3, 4, 6, 7, 8)]
+    failed = [one(0, 0.0, 0.0, Reason.DIVERGED), one(10, math.nan, 0.0, Reason.ERROR)]
+    ledger.extend([*front, *beaten])
+    ledger.compact(fully=True)
+    for each in failed:
+        ledger.append(each)
+    assert ledger.history(OBJECTIVES, 3) == front
+    found = ledger.history(OBJECTIVES, 6)
+    assert [t.candidate["number"] for t in found] == [1, 5, 7, 8, 9, 10]
+    assert [plain(t) for t in ledger.history(OBJECTIVES, 99)] == [plain(t) for t in ledger.trials()]
+
+
 def test_outcomes_are_those_of_the_trials(ledger, small_groups):
     mixed(ledger)
     ledger.append(trial(30, reason=Reason.DIVERGED))

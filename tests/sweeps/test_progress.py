@@ -21,6 +21,7 @@ from sweeps.progress import (
     Waited,
     Warned,
 )
+from sweeps.standing import Outcomes, Standing
 from sweeps.trial import Candidate, Reason, Trial
 from tests.sweeps.fakes import trial_of
 
@@ -55,9 +56,15 @@ def shown(clock, *events, terminal=False):
     return output.getvalue()
 
 
+def began_with(trials, asked, objectives=OBJECTIVES):
+    standing = Standing(objectives)
+    standing.add(Outcomes.of(trials, objectives))
+    return SweepBegan("s", asked, standing)
+
+
 def test_every_finished_trial_is_a_line(clock):
     failed = Trial("s", WIDE, reason=Reason.DIVERGED, detail="NaN at step 7")
-    began = SweepBegan("s", OBJECTIVES, (), 3)
+    began = began_with([], asked=3)
     lines = shown(clock, began, TrialEnded(trial_of("s", NARROW)), TrialEnded(failed)).splitlines()
     assert lines == [
         "s: 0/3 trials finished",
@@ -68,11 +75,11 @@ def test_every_finished_trial_is_a_line(clock):
 
 
 def test_a_continued_sweep_counts_what_it_holds(clock):
-    assert "s: 1/3 trials" in shown(clock, SweepBegan("s", OBJECTIVES, (trial_of("s", WIDE),), 3))
+    assert "s: 1/3 trials" in shown(clock, began_with([trial_of("s", WIDE)], asked=3))
 
 
 def test_a_heartbeat_comes_after_a_long_silence_only(clock):
-    began = SweepBegan("s", OBJECTIVES, (), 3)
+    began = began_with([], asked=3)
     ended = TrialEnded(trial_of("s", NARROW, seconds=80.0))
     advanced = TrialAdvanced(WIDE, Progress("train", 120, 300, 7.125))
     gap = HEARTBEAT_SECONDS
@@ -94,7 +101,7 @@ def test_a_died_worker_and_an_interrupt_are_told_of(clock):
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_warning_is_one_line_whatever_its_length(clock, terminal):
-    began = SweepBegan("s", OBJECTIVES, (), 3)
+    began = began_with([], asked=3)
     text = shown(clock, began, Warned("mind " * 50 + "[this]"), Waited(), terminal=terminal)
     assert "warning: " + "mind " * 50 + "[this]\n" in text
 
@@ -102,7 +109,7 @@ def test_a_warning_is_one_line_whatever_its_length(clock, terminal):
 def test_a_terminal_shows_where_the_sweep_and_its_trials_are(clock):
     text = shown(
         clock,
-        SweepBegan("s", OBJECTIVES, (trial_of("s", NARROW),), 4),
+        began_with([trial_of("s", NARROW)], asked=4),
         TrialBegan(WIDE),
         TrialAdvanced(WIDE, Progress("train", 120, 300, 7.125)),
         TrialEnded(Trial("s", Candidate.of({"channels": 1}), reason=Reason.CRASHED)),
@@ -116,7 +123,7 @@ def test_a_terminal_shows_where_the_sweep_and_its_trials_are(clock):
 
 
 def test_a_terminal_is_not_drawn_anew_for_each_of_many_events(clock):
-    began = SweepBegan("s", OBJECTIVES, (), 4)
+    began = began_with([], asked=4)
     steps = [TrialAdvanced(WIDE, Progress("train", step, 300)) for step in range(300)]
     text = shown(clock, began, *steps[:200], REFRESH_SECONDS, *steps[200:], terminal=True)
     # One picture when its time has come, one at the end.
@@ -126,7 +133,7 @@ def test_a_terminal_is_not_drawn_anew_for_each_of_many_events(clock):
 @pytest.mark.parametrize("terminal", [False, True])
 def test_of_hundreds_that_run_the_first_are_shown_and_the_others_counted(clock, terminal):
     running = [Candidate.of({"channels": 100 + i}) for i in range(300)]
-    began = [SweepBegan("s", OBJECTIVES, (), 4), *map(TrialBegan, running)]
+    began = [began_with([], asked=4), *map(TrialBegan, running)]
     first = TrialEnded(Trial("s", running[0], reason=Reason.CRASHED))
     text = shown(clock, *began, HEARTBEAT_SECONDS, Waited(), terminal=terminal)
     assert [c.id[:6] in text for c in running] == [True] * SHOWN + [False] * (300 - SHOWN)
@@ -141,7 +148,7 @@ def test_raw_costs_of_several_hosts_have_no_front(clock):
         trial = trial_of("s", candidate, rtf=1.0)
         provenance = dataclasses.replace(trial.provenance, host_fingerprint=host)
         trials.append(dataclasses.replace(trial, provenance=provenance))
-    began = SweepBegan("s", (objective("val_loss"), objective("rtf")), tuple(trials), 3)
+    began = began_with(trials, asked=3, objectives=(objective("val_loss"), objective("rtf")))
     text = shown(clock, began, HEARTBEAT_SECONDS, Waited())
     assert "front" not in text
     assert "best val_loss 1.25" in text

@@ -14,6 +14,7 @@ from sweeps.ledger import Ledger, SweepFacts
 from sweeps.search import Search, _sampler, known_from, screen
 from sweeps.space import make_space
 from sweeps.trial import Candidate, Measurement, Provenance, Reason, Status, Trial
+from sweeps.trial_ids import TrialIds
 from tests.sweeps.fakes import make_dataset, run_of
 from thesis.config import (
     DilatedConvStackConfig,
@@ -85,6 +86,16 @@ def sampler(request):
 
 
 # --- What is proposed
+
+
+def test_what_is_on_record_is_not_proposed_though_the_search_is_not_told_of_it(sampler):
+    space = make_space(WIDTHS, BASE)
+    every = [*space.candidates()]
+    on_record = TrialIds.of(candidate.id for candidate in every[:3])
+    search = Search(space, config(sampler), finished=[result_of(every[0], 0)], on_record=on_record)
+    assert len(told(search)) == 1
+    assert search.propose() == every[3]
+    assert search.propose() is None
 
 
 def test_values_are_canonical_candidates_of_the_space(sampler):
