@@ -99,6 +99,11 @@ def check_nodes(see: Callable[[], str]) -> None:
             )
 
 
+def alive_nodes() -> list[str]:
+    """Returns the ids of the nodes that are alive."""
+    return [node["NodeID"] for node in _nodes()]
+
+
 def _nodes() -> list[dict[str, Any]]:
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return [node for node in nodes if node["Alive"]]

@@ -61,7 +61,7 @@ class Node:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,
-                env={**os.environ, **ENVIRONMENT, **variables},
+                env={**os.environ, **ENVIRONMENT, **variables, "TEST_NODE": kind},
                 text=True,
             )
 
@@ -94,6 +94,7 @@ class Cluster:
         self._folder, self._port = folder, port
         self.address = f"127.0.0.1:{port}"
         self.client_address = f"ray://127.0.0.1:{port + 1}"
+        self._variables = variables
         self.head, self.others = Node("head", port, folder, **variables), list[Node]()
         try:
             self.head.wait()
@@ -105,7 +106,7 @@ class Cluster:
 
     def join(self) -> None:
         """Adds a node. (Two that start at the same time take each other's ports.)"""
-        self.others.append(Node("node", self._port, self._folder))
+        self.others.append(Node("node", self._port, self._folder, **self._variables))
         self.others[-1].wait()
 
     @property

@@ -23,12 +23,12 @@ from sweeps.progress import SweepProgress
 from tests.sweeps.fakes import run_of
 from thesis.errors import UserError
 
-name, dataset, storage, evaluator, address, ship = sys.argv[1:]
+name, dataset, storage, evaluator, measurer, address, ship = sys.argv[1:]
 run = run_of({"DilatedConvStack.channels": tuple(range(1, 41))})
 try:
     with SweepProgress() as show:
         report = launch(name, run, dataset=dataset, trials=4, storage=storage, ship=ship == "ship",
-                        evaluator=evaluator, address=address, on_event=show)
+                        evaluator=evaluator, measurer=measurer, address=address, on_event=show)
 except UserError as error:
     sys.exit(f"error: {error.message}")
 print(report.summary())
@@ -57,7 +57,8 @@ def start(storage, tmp_path):
     drivers = []
 
     def start(dataset, evaluate, address, *ship, within=()):
-        arguments = ["s", dataset, str(storage), evaluator(evaluate), address, *(ship or ["no"])]
+        functions = [evaluator(evaluate), evaluator("measure_drifting")]
+        arguments = ["s", dataset, str(storage), *functions, address, *(ship or ["no"])]
         drivers.append(
             subprocess.Popen(
                 [*within, sys.executable, "-c", DRIVER, *arguments],
@@ -130,3 +131,13 @@ def test_a_node_that_lacks_what_trials_need_is_named(nodes, start, elsewhere):
     assert driver.returncode == 1, output
     assert "cannot run trials: the dataset" in output
     assert "Traceback" not in output
+
+
+@pytest.mark.timeout(240)
+def test_what_drifts_on_one_node_is_measured_on_another(nodes, start, storage, tmp_path):
+    driver = start(make_dataset(tmp_path / "data"), "measured", nodes.address)
+    output, _ = driver.communicate(timeout=200)
+    assert driver.returncode == 0, output
+    trials = Ledger.open(storage, "s").trials()
+    assert {trial.provenance.host for trial in trials} == {"node"}
+    assert {trial.measurement.reference_drift for trial in trials} == {0.0}

@@ -182,6 +182,23 @@ def measuring(task: Task, *, workdir: Path, measure: Measure) -> Stages:
     return trial_of(task.sweep, task.candidate, rtf=own.rtf, p50_seconds=common.measured_at)
 
 
+def measured(task: Task, *, workdir: Path, measure: Measure) -> Stages:
+    """Measures, and tells as the host where that was."""
+    yield Progress("measure", 0, STEPS)
+    found = measure(
+        onnx.ModelProto(doc_string=task.dataset).SerializeToString(), 4.0, MeasureConfig()
+    )
+    trial = trial_of(task.sweep, task.candidate, reference_drift=found.reference_drift)
+    return replace(trial, provenance=Provenance(host=found.host, finished_at=time.time()))
+
+
+def measure_drifting(model: bytes, audio_seconds: float, config: MeasureConfig) -> RtfMeasurement:
+    """Drifts on the head of `tests.e2e.cluster`, and nowhere else."""
+    node = os.environ["TEST_NODE"]
+    drift = 1.0 if node == "head" else 0.0
+    return replace(measure_together(model, audio_seconds, config), host=node, reference_drift=drift)
+
+
 def measure_together(model: bytes, audio_seconds: float, config: MeasureConfig) -> RtfMeasurement:
     """Tells, as `rtf`, how many processes measure at this time."""
     crowd = Path(onnx.load_model_from_string(model).doc_string) / "measuring"
