@@ -60,6 +60,12 @@ class ParetoFront:
         """Number of trials that competed and were beaten."""
         return self.finished - len(self.members) - sum(e.count for e in self.excluded)
 
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Names of the machines that the members were measured on, in order."""
+        found = {(t.provenance.host, t.provenance.host_fingerprint) for t in self.members}
+        return tuple(name for name, _ in sorted(found))
+
     def excluded_line(self) -> str:
         """Returns the account in one line: '3 failed (2 out of memory, 1 worker died) · 1 ...'."""
         groups = []

@@ -97,6 +97,11 @@ def print_front(front: ParetoFront, sweep: str) -> None:
     print_table(heads, [[_cell(trial, column) for column in columns] for trial in front.members])
     account = [f"{front.dominated} dominated"] if front.dominated else []
     print("excluded:", " · ".join([*account, *filter(None, [front.excluded_line()])]) or "none")
+    if len(front.hosts) > 1:
+        print(
+            f"measured on {len(front.hosts)} hosts: rtf_ratio, against the same reference model on "
+            "each, compares across them; x real time is each host's own"
+        )
 
 
 def front_json(front: ParetoFront, sweep: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,18 @@ def test_front_lists_members_by_cost_and_counts_the_others(
     assert "1 dominated" in out
     assert "1 failed (loss became NaN or exploded)" in out
     assert err.startswith("next: sweeps promote ")
+    assert "hosts" not in out
+
+
+def test_a_front_over_several_hosts_says_what_compares(
+    storage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = Provenance(host="there", host_fingerprint="h2")
+    Ledger.open(storage, "tiny").append(replace(trial(1, 11.0, 0.2), provenance=there))
+    assert run("front", "tiny", "--storage", storage) == 0
+    out, _ = capsys.readouterr()
+    assert "there" in out.split()
+    assert out.splitlines()[-1].startswith("measured on 2 hosts: rtf_ratio, ")
 
 
 def test_front_as_json_has_stable_keys(storage: str, capsys: pytest.CaptureFixture[str]) -> None:
