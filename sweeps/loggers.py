@@ -13,6 +13,7 @@ import math
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +29,11 @@ from sweeps.trial import METRICS, AxisValue, Candidate, Measurement, Status
 _MOST_WAITING = 1000
 """Events that may wait for a logger; where there are more, news of running trials is left out."""
 
-_PATIENCE_SECONDS = 60
-"""How long the end of a launch waits for a logger that has something left to send."""
+_PATIENCE_SECONDS = 120.0
+"""How long the end of a launch waits for loggers that have something left to send."""
+
+_RELEASE_SECONDS = 10.0
+"""How long a logger takes at the most to be let go."""
 
 
 @dataclass(eq=False)
@@ -72,12 +76,14 @@ class _Kind:
       make: Makes Ray's callback, given the sweep's name and the folder for files.
       trial_folder: Where a trial's files go in that folder, by its id.
       hint: What a user may do when it cannot be set up.
+      release: Has a call to the callback, in another thread, return or raise.
     """
 
     package: str
     make: Callable[[str, Path], Any]
     trial_folder: Callable[[Path, str], Path]
     hint: str
+    release: Callable[[Any], None] = lambda callback: None
 
 
 def _wandb(sweep: str, folder: Path) -> Any:
@@ -95,10 +101,21 @@ def _wandb(sweep: str, folder: Path) -> Any:
     return WandbLoggerCallback(
         project=project or "ddsp-sweeps",
         group=os.environ.get("WANDB_RUN_GROUP") or sweep,
-        upload_timeout=_PATIENCE_SECONDS,
         resume="allow",
         **options,
     )
+
+
+def _release_wandb(callback: Any) -> None:
+    import ray
+
+    queues, actors = callback._trial_queues, callback._trial_logging_actors
+    for trial_queue in list(queues.values()):
+        trial_queue.shutdown(force=True)
+    for actor in list(actors.values()):
+        ray.kill(actor)
+    for kept in (queues, actors, callback._trial_logging_futures):
+        kept.clear()  # or they are told to end when the callback is deleted
 
 
 def _mlflow(sweep: str, folder: Path) -> Any:
@@ -123,6 +140,7 @@ _KINDS: Mapping[str, _Kind] = {
         make=_wandb,
         trial_folder=lambda folder, trial_id: folder,  # it makes one a run
         hint="'wandb login', or WANDB_MODE=offline to send it later",
+        release=_release_wandb,
     ),
     "mlflow": _Kind(
         package="mlflow",
@@ -146,7 +164,7 @@ class Loggers:
     """A launch's listener that passes everything on to another one, and to loggers.
 
     Use as a context manager while the cluster is up: what loggers have not sent is waited for at
-    its end, for a minute.
+    its end, for two minutes.
     """
 
     def __init__(self, names: Sequence[str], ledger: Ledger, listener: Listener) -> None:
@@ -190,11 +208,16 @@ class Loggers:
     ) -> None:
         for logger in self._loggers:
             logger.end()
-        for logger in self._loggers:
-            logger.join(_PATIENCE_SECONDS)
-            if logger.is_alive():
-                self._warn(f"{logger.name} has not taken everything; the ledger has it")
-        self._pass_warnings_on()
+        until = time.monotonic() + _PATIENCE_SECONDS
+        try:
+            for logger in self._loggers:
+                logger.join(max(0.0, until - time.monotonic()))
+        finally:  # the user may interrupt that
+            for logger in self._loggers:
+                if logger.is_alive():
+                    logger.abandon()
+                    self._warn(f"{logger.name} has not taken everything; the ledger has it")
+            self._pass_warnings_on()
 
     def _warn(self, message: str) -> None:
         self._warnings.put(message)
@@ -251,27 +274,38 @@ class _Logger(threading.Thread):
         self._warn = warn
         self._events: queue.Queue[Event | None] = queue.Queue()
         self._trials: dict[str, _LoggedTrial] = {}
-        self._failed = False
+        self._ended = threading.Event()
 
     def tell(self, event: Event) -> None:
         """Has an event logged; returns at once."""
         late = self._events.qsize() > _MOST_WAITING and isinstance(event, TrialAdvanced)
-        if not (late or self._failed):
+        if not (late or self._ended.is_set()):
             self._events.put(event)
 
     def end(self) -> None:
         """Has the thread end when it has logged what it was told."""
         self._events.put(None)
 
+    def abandon(self) -> None:
+        """Ends the thread, whatever is left to log.
+
+        Ray ends this process where a thread of it is in a call to Ray while the cluster is left.
+        """
+        self._ended.set()
+        _KINDS[self.name].release(self._callback)
+        self.join(_RELEASE_SECONDS)
+
     def run(self) -> None:
         try:
             while (event := self._events.get()) is not None:
                 self._log(event)
             for trial in self._trials.values():
-                self._callback.log_trial_end(trial, failed=True)
-            self._callback.on_experiment_end(trials=[])
+                self._call("log_trial_end", trial, failed=True)
+            self._call("on_experiment_end", trials=[])
         except Exception as error:
-            self._failed = True
+            if self._ended.is_set():
+                return
+            self._ended.set()
             self._warn(f"no more is logged to {self.name}: {_in_a_line(error)}")
 
     def _log(self, event: Event) -> None:
@@ -284,7 +318,7 @@ class _Logger(threading.Thread):
             case TrialEnded(trial) if trial.id in self._trials:
                 logged = self._trials.pop(trial.id)
                 self._result(logged, trial.provenance.train_steps, _measured(trial.measurement))
-                self._callback.log_trial_end(logged, failed=trial.status is Status.FAILED)
+                self._call("log_trial_end", logged, failed=trial.status is Status.FAILED)
 
     def _trial(self, candidate: Candidate) -> _LoggedTrial:
         if candidate.id not in self._trials:
@@ -296,7 +330,7 @@ class _Logger(threading.Thread):
                 experiment_dir_name=self._sweep,
                 local_path=str(folder.absolute()),
             )
-            self._callback.log_trial_start(trial)
+            self._call("log_trial_start", trial)
             self._trials[candidate.id] = trial
         return self._trials[candidate.id]
 
@@ -304,7 +338,12 @@ class _Logger(threading.Thread):
         if numbers:
             trial.step = max(step, trial.step)
             result = {"training_iteration": trial.step, **numbers}
-            self._callback.log_trial_result(trial.step, trial, result)
+            self._call("log_trial_result", trial.step, trial, result)
+
+    def _call(self, name: str, *args: Any, **options: Any) -> None:
+        if self._ended.is_set():
+            raise RuntimeError("the launch has ended")
+        getattr(self._callback, name)(*args, **options)
 
 
 def _numbers(progress: Progress) -> dict[str, float]:

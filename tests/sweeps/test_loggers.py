@@ -2,7 +2,6 @@ import dataclasses
 import json
 import struct
 import threading
-import time
 
 import pytest
 
@@ -154,6 +153,15 @@ def test_wandb_writes_a_run_of_each_trial_without_an_account(cluster, ledger, lo
     assert steps[-1].items() >= {"_step": 3, "val_loss": 2.5, "rtf_ratio": 0.5}.items()
 
 
+def test_wandb_is_let_go_before_the_cluster_is_left(cluster, ledger, monkeypatch):
+    # Ray would end the process that has a thread in a call to Ray by then.
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr(loggers, "_PATIENCE_SECONDS", 0.1)
+    told = log(ledger, "wandb", a_trial(NARROW))
+    assert told[-1] == Warned("wandb has not taken everything; the ledger has it")
+    assert "wandb" not in {thread.name for thread in threading.enumerate()}
+
+
 def test_wandb_without_an_account_is_an_error_before_anything_runs(ledger, tmp_path, monkeypatch):
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
@@ -229,22 +237,28 @@ def test_a_logger_that_raises_is_a_warning_and_no_more(ledger, fake):
 
 def test_a_logger_that_hangs_holds_nothing_up(ledger, fake, monkeypatch):
     monkeypatch.setattr(loggers, "_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(loggers, "_RELEASE_SECONDS", 0.1)
+    released = threading.Event()
+    callback = fake(released.wait)
+    told = log(ledger, "tensorboard")
+    released.set()
+    assert told == [*EVENTS, Warned("tensorboard has not taken everything; the ledger has it")]
+    assert len(callback.told) == 2
+
+
+def test_a_logger_that_lags_misses_news_of_running_trials_and_no_result(ledger, fake, monkeypatch):
     monkeypatch.setattr(loggers, "_MOST_WAITING", 5)
     released = threading.Event()
     callback = fake(released.wait)
-    many = [TrialAdvanced(NARROW, Progress("train", 1, STEPS, 1.0))] * 1000
-    told = log(
-        ledger, "tensorboard", [TrialBegan(NARROW), *many, TrialEnded(trial_of("s", NARROW))]
-    )
-    assert told[-1] == Warned("tensorboard has not taken everything; the ledger has it")
-    released.set()
-    while callback.told[-1] != ("over",):
-        time.sleep(0.01)
-    # News of running trials was left out, the result was not.
+    with Loggers(["tensorboard"], ledger, lambda event: None) as logged:
+        logged(TrialBegan(NARROW))
+        for _ in range(1000):
+            logged(TrialAdvanced(NARROW, Progress("train", 1, STEPS, 1.0)))
+        logged(TrialEnded(trial_of("s", NARROW)))
+        released.set()
     assert len(callback.told) < 20
-    assert callback.told[-3:] == [
-        ("result", NARROW.id, 1), ("end", NARROW.id, False), ("over",)
-    ]  # fmt: skip
+    last = [("result", NARROW.id, 1), ("end", NARROW.id, False), ("over",)]
+    assert callback.told[-3:] == last
 
 
 def test_what_is_not_finished_is_ended_with_the_launch(ledger, fake):
