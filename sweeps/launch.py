@@ -27,7 +27,7 @@ from ray.tune.search import Searcher
 
 from sweeps import __version__
 from sweeps.attempt import Shared
-from sweeps.cluster import CLIENT, Slots, check_fits, check_nodes, cluster
+from sweeps.cluster import CLIENT, Slots, alive_nodes, check_fits, check_nodes, cluster
 from sweeps.config import RunConfig
 from sweeps.driver import Budget, Driver, Wishes
 from sweeps.lease import leased
@@ -412,6 +412,11 @@ def _run(driver: Driver, address: str | None, ship: bool, scratch: Path, loggers
             if ship:
                 ship_dataset(shared.ledger, shared.dataset)
             check_nodes(shared.what_is_wrong_here)
+            if address:
+                whence = "sent along" if ship else "what the nodes have"
+                driver.on_event(
+                    Noted(f"cluster of {len(alive_nodes())} nodes; code and data are {whence}")
+                )
             # Cluster managers end a job with SIGTERM. Ray has set a handler of its own by now.
             with _responding(sigterm, wishes.stop):
                 _tune(driver, scratch)

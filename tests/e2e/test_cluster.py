@@ -117,6 +117,7 @@ def test_code_and_data_can_be_sent_along(nodes, start, storage, elsewhere):
     driver = start(dataset, "whereabouts", nodes.address, "ship", within=within)
     output, _ = driver.communicate(timeout=120)
     assert driver.returncode == 0, output
+    assert "cluster of 2 nodes; code and data are sent along" in output
     for trial in Ledger.open(storage, "s").trials():
         code, data = trial.detail.split()
         assert "runtime_resources" in code

@@ -131,7 +131,8 @@ def test_a_killed_and_an_interrupted_sweep_continue_where_they_were(launched, tm
     killed = launched()
     wait_until(lambda: len(sweep.records()) >= 2 and sweep.in_training())
     killed.send_signal(signal.SIGKILL)
-    killed.communicate(timeout=20)  # when the last process has closed the driver's output
+    output, _ = killed.communicate(timeout=60)  # when the last process has closed it
+    assert "error: the launch has gone" in output
     assert processes(killed) == {}
     at_kill, in_flight = sweep.records(), sweep.started()
     assert 2 <= len(at_kill) < TRIALS
