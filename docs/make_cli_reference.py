@@ -9,7 +9,7 @@ from sweeps.cli import main
 
 VERBS = (
     "prepare", "launch", "slurm", "status", "front", "show", "promote", "verify", "render", "bench",
-    "demo",
+    "ledger export", "ledger compact", "demo",
 )  # fmt: skip
 TARGET = Path(__file__).with_name("cli.md")
 
@@ -22,7 +22,7 @@ def reference() -> str:
         "Data goes to stdout, progress and messages to stderr. Exit status: 0 done, 1 something "
         "that you can mend, 2 wrong usage, 3 unexpected, 130 interrupted.",
         _section("sweeps", []),
-        *(_section(f"sweeps {verb}", [verb]) for verb in VERBS),
+        *(_section(f"sweeps {verb}", verb.split()) for verb in VERBS),
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from sweeps import __version__
 from sweeps.errors import SweepError, nearest
@@ -427,6 +427,24 @@ def _check_figure(path: Path) -> None:
         raise BenchError(f"cannot draw '{path}'", hint="it ends in .png, in a folder that is there")
 
 
+def _ledger_export(options: argparse.Namespace) -> None:
+    from sweeps.export import export_table
+    from sweeps.ledger import Ledger
+
+    ledger = Ledger.open(options.storage, options.sweep)
+    path = options.parquet or options.csv
+    form: Literal["parquet", "csv"] = "parquet" if options.parquet else "csv"
+    count = export_table(ledger, path, form, replace=options.force)
+    print(f"{path}: {count:,} trials of '{options.sweep}'")
+
+
+def _ledger_compact(options: argparse.Namespace) -> None:
+    from sweeps.ledger import Ledger
+
+    merged = Ledger.open(options.storage, options.sweep).compact(fully=True)
+    print(f"'{options.sweep}': {merged:,} files merged")
+
+
 def _demo(options: argparse.Namespace) -> None:
     from sweeps.demo import run_demo
 
@@ -490,8 +508,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sweeps {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
 
-    def add(name: str, verb: Verb, summary: str, *examples: str) -> argparse.ArgumentParser:
-        added: argparse.ArgumentParser = verbs.add_parser(
+    def add(
+        name: str, verb: Verb | None, summary: str, *examples: str, among: Any = verbs
+    ) -> argparse.ArgumentParser:
+        added: argparse.ArgumentParser = among.add_parser(
             name,
             help=summary,
             description=summary[0].upper() + summary[1:] + ".",
@@ -546,6 +566,17 @@ def _parser() -> argparse.ArgumentParser:
         "sweeps bench bundles/tiny bundles/full --blocks 256 1024",
         "sweeps bench bundles/tiny --runtimes all --quantise all --data datasets/cello",
         "sweeps bench bundles/tiny --figure bench.png --json > bench.json"))  # fmt: skip
+    ledger = add("ledger", None, "keep a sweep's records, and read them elsewhere",
+        "sweeps ledger export cello --parquet cello.parquet",
+        "sweeps ledger compact cello")  # fmt: skip
+    actions = ledger.add_subparsers(title="actions", metavar="ACTION", required=True)
+    _add_ledger_export(add("export", _ledger_export, "write all finished trials as one table",
+        "sweeps ledger export cello --parquet cello.parquet",
+        "sweeps ledger export cello --csv cello.csv --force", among=actions))  # fmt: skip
+    compact = add("compact", _ledger_compact, "merge a sweep's small files, which launches do, too",
+        "sweeps ledger compact cello", among=actions)  # fmt: skip
+    compact.add_argument("sweep", metavar="NAME", help="of the sweep")
+    _add_storage(compact)
     demo = add("demo", _demo, "run the whole thing on a synthetic instrument, in minutes",
         "sweeps demo --out demo")  # fmt: skip
     demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="default: demo")
@@ -627,6 +658,15 @@ def _add_front(parser: argparse.ArgumentParser) -> None:
     output = parser.add_mutually_exclusive_group()
     _add_json(output)
     output.add_argument("--csv", action="store_true", help="records as CSV")
+
+
+def _add_ledger_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("sweep", metavar="NAME", help="of the sweep")
+    form = parser.add_mutually_exclusive_group(required=True)
+    form.add_argument("--parquet", type=Path, metavar="FILE", help="types as in the ledger")
+    form.add_argument("--csv", type=Path, metavar="FILE", help="an empty cell is no value")
+    parser.add_argument("--force", action="store_true", help="replace a file that is there")
+    _add_storage(parser)
 
 
 def _add_render(parser: argparse.ArgumentParser) -> None:

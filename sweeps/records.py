@@ -73,10 +73,11 @@ def row_of(trial: Trial) -> dict[str, Any]:
         **{name: json.dumps(dict(provenance[name]), sort_keys=True) for name in _MAPPINGS},
         "curve": json.dumps(dict(sorted(trial.curve.items()))),
     }
-    return {name: _storable(value) for name, value in row.items()}
+    return {name: storable(value) for name, value in row.items()}
 
 
-def _storable(value: Any) -> Any:
+def storable(value: Any) -> Any:
+    """Returns a value that Parquet takes: texts without what is no Unicode."""
     # An exception's text may hold half a surrogate pair. It must not cost us the record.
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -397,7 +397,7 @@ def _put_local(path: Path, data: bytes, replace: bool) -> bool:
         _patiently(lambda: _write_flushed(temporary, data))
         if replace:
             _patiently(lambda: temporary.replace(path))
-        elif not _patiently(lambda: _link(temporary, path)):
+        elif not _patiently(lambda: give_name(temporary, path)):
             return False
     finally:
         with contextlib.suppress(OSError):
@@ -413,7 +413,7 @@ def _write_flushed(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _link(temporary: Path, path: Path) -> bool:
+def give_name(temporary: Path, path: Path) -> bool:
     """Gives a file its name unless the name is taken, in one step where the mount can do it."""
     try:
         path.hardlink_to(temporary)

@@ -751,3 +751,24 @@ def test_a_watch_that_cannot_be_is_refused(
 ) -> None:
     assert run("status", *arguments, "--storage", storage) == status
     assert_one_error(capsys, words)
+
+
+def test_ledger_is_exported_and_compacted(
+    storage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "tiny.csv"
+    export = ("ledger", "export", "tiny", "--csv", str(table), "--storage", storage)
+    assert run(*export) == 0
+    assert capsys.readouterr().out == f"{table}: 5 trials of 'tiny'\n"
+    with table.open(newline="") as file:
+        rows = {row["id"]: row for row in csv.DictReader(file)}
+    assert {row["axis_channels"] for row in rows.values()} == {"2", "4", "8", "16", "32"}
+    assert rows[FAILED.id]["reason"] == "diverged"
+    assert run(*export) == 1
+    assert_one_error(capsys, "exists", "--force")
+    assert run(*export, "--force") == 0
+    capsys.readouterr()
+    assert run("ledger", "compact", "tiny", "--storage", storage) == 0
+    assert capsys.readouterr().out == "'tiny': 5 files merged\n"
+    assert len([*Path(storage, "tiny", "trials").rglob("*.parquet")]) == 1
+    assert run("ledger", "export", "tiny", "--storage", storage) == 2
