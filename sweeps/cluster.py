@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, worker
 from ray.exceptions import NodeDiedError, RayError, TaskUnschedulableError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -232,10 +232,14 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _quiet_logs() -> Iterator[None]:
+    """Keeps Ray's own words from our user, whom the launch tells what matters of it."""
     logger = logging.getLogger("ray")
-    level = logger.level
+    level, show = logger.level, worker.print_to_stdstream
     logger.setLevel(logging.CRITICAL)
+    # It prints the state of a node that died, twenty lines, on stdout; no option prevents it.
+    worker.print_to_stdstream = lambda *_, **__: None
     try:
         yield
     finally:
+        worker.print_to_stdstream = show
         logger.setLevel(level)
