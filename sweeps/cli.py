@@ -428,14 +428,22 @@ def _check_figure(path: Path) -> None:
 
 
 def _ledger_export(options: argparse.Namespace) -> None:
-    from sweeps.export import export_table
     from sweeps.ledger import Ledger
 
     ledger = Ledger.open(options.storage, options.sweep)
-    path = options.parquet or options.csv
-    form: Literal["parquet", "csv"] = "parquet" if options.parquet else "csv"
-    count = export_table(ledger, path, form, replace=options.force)
+    path = options.parquet or options.csv or options.optuna
+    if options.optuna:
+        from sweeps.study import export_study
+
+        count = export_study(ledger, path, replace=options.force)
+    else:
+        from sweeps.export import export_table
+
+        form: Literal["parquet", "csv"] = "parquet" if options.parquet else "csv"
+        count = export_table(ledger, path, form, replace=options.force)
     print(f"{path}: {count:,} trials of '{options.sweep}'")
+    if options.optuna:
+        _say(f"next: optuna-dashboard sqlite:///{path}")
 
 
 def _ledger_compact(options: argparse.Namespace) -> None:
@@ -570,9 +578,10 @@ def _parser() -> argparse.ArgumentParser:
         "sweeps ledger export cello --parquet cello.parquet",
         "sweeps ledger compact cello")  # fmt: skip
     actions = ledger.add_subparsers(title="actions", metavar="ACTION", required=True)
-    _add_ledger_export(add("export", _ledger_export, "write all finished trials as one table",
+    _add_ledger_export(add("export", _ledger_export, "write all finished trials as one file",
         "sweeps ledger export cello --parquet cello.parquet",
-        "sweeps ledger export cello --csv cello.csv --force", among=actions))  # fmt: skip
+        "sweeps ledger export cello --csv cello.csv --force",
+        "sweeps ledger export cello --optuna cello.db", among=actions))  # fmt: skip
     compact = add("compact", _ledger_compact, "merge a sweep's small files, which launches do, too",
         "sweeps ledger compact cello", among=actions)  # fmt: skip
     compact.add_argument("sweep", metavar="NAME", help="of the sweep")
@@ -665,6 +674,7 @@ def _add_ledger_export(parser: argparse.ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group(required=True)
     form.add_argument("--parquet", type=Path, metavar="FILE", help="types as in the ledger")
     form.add_argument("--csv", type=Path, metavar="FILE", help="an empty cell is no value")
+    form.add_argument("--optuna", type=Path, metavar="FILE", help="a study for optuna-dashboard")
     parser.add_argument("--force", action="store_true", help="replace a file that is there")
     _add_storage(parser)
 

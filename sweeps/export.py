@@ -47,30 +47,37 @@ def export_table(
     """
     schema = _schema(ledger)
     write = _write_parquet if form == "parquet" else _write_csv
-    try:
-        with _appearing(path, replace) as temporary:
-            return write(temporary, schema, _rows(ledger, schema))
-    except FileExistsError:
-        raise SweepError(f"'{path}' exists", hint="give another name, or --force") from None
-    except OSError as error:
-        hint = "give a file in a folder that is there and can be written"
-        raise SweepError(f"cannot write '{path}': {error.strerror or error}", hint=hint) from error
+    with appearing(path, replace=replace) as temporary:
+        return write(temporary, schema, _rows(ledger, schema))
 
 
 @contextlib.contextmanager
-def _appearing(path: Path, replace: bool) -> Iterator[Path]:
-    """Gives a file its name when the block is through with it."""
-    if path.exists() and not replace:
-        raise FileExistsError
+def appearing(path: Path, *, replace: bool) -> Iterator[Path]:
+    """Gives a file its name when the block is through with it; whole or not at all.
+
+    Yields:
+      Where to write it.
+
+    Raises:
+      SweepError: There is such a file already, or it cannot be written.
+    """
     temporary = path.with_name(f"_{path.name}.{uuid.uuid4().hex}")
     try:
+        if path.exists() and not replace:
+            raise FileExistsError
         yield temporary
         if replace:
             temporary.replace(path)
         elif not give_name(temporary, path):
             raise FileExistsError
+    except FileExistsError:
+        raise SweepError(f"'{path}' exists", hint="give another name, or --force") from None
+    except OSError as error:
+        hint = "give a file in a folder that is there and can be written"
+        raise SweepError(f"cannot write '{path}': {error.strerror or error}", hint=hint) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _schema(ledger: Ledger) -> pa.Schema:

@@ -56,8 +56,10 @@ class SweepStatus:
     def summary(self) -> str:
         """Returns it in a line, without the number of trials."""
         parts = [self.standing.summary(self.asked, self._seconds())]
-        if not self.launched_on and not self.complete:
+        if not self.complete and not self.launched_on:
             parts.append("no launch is running")
+        elif not self.complete and not self.started:
+            parts.append("no trial is running")
         return " · ".join(filter(None, parts))
 
     def to_record(self) -> dict[str, Any]:

@@ -5,8 +5,6 @@ The search does not use it: its own study is in memory, and is rebuilt from the 
 
 import datetime as dt
 import math
-import os
-import uuid
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,14 +15,14 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, create_trial
 
 from sweeps.config import RunConfig, parse_run
-from sweeps.errors import SweepError
+from sweeps.export import appearing
 from sweeps.ledger import Ledger
 from sweeps.objectives import objective
 from sweeps.search import constraints_of, directions_of, distribution_of, outcome_of
 from sweeps.trial import METRICS, Trial
 
 
-def export_study(ledger: Ledger, path: Path) -> int:
+def export_study(ledger: Ledger, path: Path, *, replace: bool = False) -> int:
     """Writes the finished trials of a sweep as an Optuna study in a new SQLite file.
 
     The study has the sweep's name, its objectives as metric names and its axes as parameters; those
@@ -32,28 +30,26 @@ def export_study(ledger: Ledger, path: Path) -> int:
     Optuna, the excess over each limit as constraints, its learning curve as intermediate values,
     and what else is on record as user attributes. The file is there whole or not at all.
 
+    Args:
+      ledger: The sweep.
+      path: File to write.
+      replace: Write it in place of a file that is there.
+
     Returns:
       The number of trials.
 
     Raises:
-      SweepError: There is such a file already, or none can be written there.
+      SweepError: There is such a file, which is not to be replaced, or none can be written there.
       ConfigError: The sweep's configuration is of a release with other bindings.
       LedgerError: A record cannot be read.
     """
     run = parse_run(ledger.facts.gin_config)
     trials = ledger.trials()
-    temporary = path.with_name(f"_{path.name}.{uuid.uuid4().hex}")
-    try:
-        _write(temporary, ledger, run, trials)
-        os.link(temporary, path)  # fails if the name is taken
-    except FileExistsError:
-        raise SweepError(f"'{path}' exists", hint="delete it, or give another name") from None
-    except (OSError, StorageInternalError) as error:
-        said = str(error).partition("\n")[0]
-        hint = "give a file in a folder that is there and can be written"
-        raise SweepError(f"cannot write '{path}': {said}", hint=hint) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with appearing(path, replace=replace) as temporary:
+        try:
+            _write(temporary, ledger, run, trials)
+        except StorageInternalError as error:
+            raise OSError(str(error.__cause__ or error).partition("\n")[0]) from error
     return len(trials)
 
 

@@ -182,7 +182,8 @@ def print_status(status: "SweepStatus") -> None:
 
 def status_line(status: "SweepStatus") -> str:
     """Returns where a sweep stands in a line."""
-    return f"{status.sweep}: {status.standing.finished}/{status.asked} · {status.summary()}"
+    done = f"{status.sweep}: {status.standing.finished}/{status.asked}"
+    return " · ".join(filter(None, [done, status.summary()]))
 
 
 def status_picture(status: "SweepStatus", shown: int) -> Group:

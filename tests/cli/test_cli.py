@@ -772,3 +772,17 @@ def test_ledger_is_exported_and_compacted(
     assert capsys.readouterr().out == "'tiny': 5 files merged\n"
     assert len([*Path(storage, "tiny", "trials").rglob("*.parquet")]) == 1
     assert run("ledger", "export", "tiny", "--storage", storage) == 2
+
+
+def test_a_sweep_is_exported_as_an_optuna_study(
+    storage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = tmp_path / "tiny.db"
+    export = ("ledger", "export", "tiny", "--optuna", str(study), "--storage", storage)
+    assert run(*export) == 0
+    out, err = capsys.readouterr()
+    assert out == f"{study}: 5 trials of 'tiny'\n"
+    assert err == f"next: optuna-dashboard sqlite:///{study}\n"
+    assert study.read_bytes().startswith(b"SQLite format 3")
+    assert run(*export) == 1
+    assert_one_error(capsys, "exists", "--force")

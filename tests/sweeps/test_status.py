@@ -95,6 +95,12 @@ def test_what_was_started_does_not_run_when_no_launch_is_alive(ledger, tmp_path)
     assert status.summary().endswith("no launch is running")
 
 
+def test_a_status_tells_a_launch_that_begins_from_one_that_is_gone(ledger, tmp_path):
+    with leased(ledger.location, "s"):
+        assert StatusReader(tmp_path, "s").read().summary() == "no trial is running"
+    assert StatusReader(tmp_path, "s").read().summary() == "no launch is running"
+
+
 def test_a_launch_on_another_machine_is_alive_while_its_lease_changes(ledger, monkeypatch):
     monkeypatch.setattr(lease, "EXPIRY_SECONDS", 0.3)
     file = ledger.location.local_folder / "s" / "lease.json"

@@ -111,12 +111,15 @@ def test_the_best_trials_of_a_study_are_the_front(ledger, tmp_path):
     assert len(best) == 2
 
 
-def test_a_study_is_never_written_over_another_file(ledger, tmp_path):
+def test_a_study_replaces_a_file_only_when_asked_to(ledger, tmp_path):
     path = tmp_path / "s.db"
     path.write_text("mine")
-    with pytest.raises(SweepError, match="exists"):
+    with pytest.raises(SweepError, match="exists") as caught:
         export_study(ledger, path)
+    assert "--force" in caught.value.hint
     assert path.read_text() == "mine"
+    assert export_study(ledger, path, replace=True) == 6
+    assert len(loaded(path).trials) == 6
     assert {file.name for file in tmp_path.iterdir()} == {"s.db", "runs"}
 
 
