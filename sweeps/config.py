@@ -36,7 +36,7 @@ class Limits:
 Sampler = Literal["tpe", "multivariate_tpe", "nsga2", "nsga3", "gp", "random", "grid"]
 Stopping = Literal["none", "bound", "asha"]
 
-DEFAULT_RUNGS = (0.1, 0.2, 0.4, 0.6, 0.8)
+DEFAULT_RUNGS = (0.13, 0.26, 0.52)
 """Rungs where a trial may be stopped, if a run names none."""
 
 
@@ -69,7 +69,7 @@ class SweepConfig:
     startup_trials: int | None = None
     grid_points: int = 5
     stopping: Stopping = "none"
-    confidence: float = 0.9
+    confidence: float = 0.8
     reduction_factor: int = 3
     rungs: tuple[float, ...] = ()
     baselines: tuple[Mapping[str, AxisValue], ...] = ()

@@ -135,10 +135,13 @@ def print_trial(trial: Trial) -> None:
     for title, values in (
         ("candidate", dict(trial.candidate.values)),
         ("measured", {name: _value(trial, name) for name in METRICS}),
+        ("learning curve", {f"step {s}": f"{trial.curve[s]:.4g}" for s in sorted(trial.curve)}),
         ("provenance", _provenance(trial)),
     ):
+        if not values:
+            continue
         print(f"\n{title}")
-        width = max(map(len, values), default=0)
+        width = max(map(len, values))
         for name, value in values.items():
             if value not in ("", None):
                 print(f"  {name:{width}}  {value}")

@@ -208,6 +208,43 @@ def test_show_prints_the_reason_of_a_failure(
     assert "step 3" in out
 
 
+def test_show_prints_how_far_a_stopped_trial_came(
+    storage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped = Trial(
+        "tiny",
+        Candidate.of({"channels": 64}),
+        reason=Reason.PRUNED,
+        detail="step 80 of 300",
+        curve={80: 7.5, 40: 9.125},
+    )
+    Ledger.open(storage, "tiny").append(stopped)
+    assert run("show", stopped.id, "--storage", storage) == 0
+    out = capsys.readouterr().out
+    assert "stopped early: step 80 of 300" in out
+    assert "learning curve\n  step 40  9.125\n  step 80  7.5\n" in out
+    assert run("show", stopped.id, "--storage", storage, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["curve"] == {"40": 9.125, "80": 7.5}
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90m", 5400), ("1h30m", 5400), ("2h", 7200), ("45s", 45)]
+)
+def test_a_time_is_read_in_its_units(
+    text: str, seconds: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_dataset(tmp_path / "data")
+    budgets = ["--trials", "4", "--time", text, "--train-steps", "900"]
+    assert run("launch", "--name", "s", "--data", data, *budgets, "--dry-run") == 0
+    expected = f"budget: 4 trials of 300 steps, {seconds} s, 900 training steps"
+    assert expected in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["90", "m", "1.5h", "", "0m", "30m1h"])
+def test_a_time_without_a_unit_is_wrong_usage(text: str) -> None:
+    assert run("launch", "--name", "s", "--time", text) == 2
+
+
 def test_show_as_json_is_the_full_record(storage: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("show", FRONT[0].id, "--storage", storage, "--json") == 0
     record = json.loads(capsys.readouterr().out)
