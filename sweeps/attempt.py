@@ -13,6 +13,7 @@ from typing import Any
 from sweeps import __version__
 from sweeps.config import RunConfig
 from sweeps.evaluate import Measure, Progress, Task, versions
+from sweeps.keeping import fetch, keeping
 from sweeps.ledger import Ledger
 from sweeps.shipping import dataset_here
 from sweeps.trial import Attempt, Candidate, Provenance, Reason, Status, Trial
@@ -112,9 +113,11 @@ def evaluate_and_record(
     started_at = time.time()
     ledger.mark_started(replace(attempt, host=platform.node(), began_at=started_at))
     workdir.mkdir(parents=True, exist_ok=True)
+    fetch(ledger, candidate.id, workdir)
     task = Task(ledger.name, candidate, shared.run.text_for(candidate), dataset)
     try:
-        trial: Trial = yield from load(shared.evaluator)(task, workdir=workdir, measure=measure)
+        running = load(shared.evaluator)(task, workdir=workdir, measure=measure)
+        trial: Trial = yield from keeping(ledger, candidate.id, workdir, running)
     except UserError:
         raise
     except Exception as error:

@@ -7,6 +7,8 @@ A storage location is a local folder, a network mount, or an object store (`s3:/
     <sweep>/trials/merged-<n>/*.parquet   the same records, many to a file (`Ledger.compact`)
     <sweep>/started/<trial id>.json       candidates that somebody works on
     <sweep>/models/<trial id>/            artefacts; `complete.json` names the folder that counts
+    <sweep>/work/<trial id>/              of a running trial: its work folder; in object stores,
+                                          what was last kept of it, as artefacts are
 
 Any number of processes may append, compact and read at once, without locks:
 
@@ -221,6 +223,8 @@ class Ledger:
         # The record is safe, and a mark that stays is harmless: `started` passes over it.
         with contextlib.suppress(LedgerError):
             self.location.delete(self._mark(trial.id))
+            if self.location.local_folder is None:  # else it is the worker's, who is in it
+                self.location.delete_folder(self._work(trial.id))
         return added
 
     def extend(self, trials: Iterable[Trial]) -> int:
@@ -380,7 +384,16 @@ class Ledger:
                 merged += self._merge(names[::-1], level + 1)
         for folder in (self.name, _started(self.name), *_levels(self.name)):
             self.location.delete_leftovers(folder)
+        if self.location.local_folder is None:
+            self._delete_leftover_work()
         return merged
+
+    def _delete_leftover_work(self) -> None:
+        """Deletes what a worker kept of a trial that somebody else had recorded meanwhile."""
+        kept, on_record = self.location.entries(f"{self.name}/work"), self.ids()
+        for info in kept:
+            if info.base_name in on_record:
+                self.location.delete_folder(self._work(info.base_name))
 
     def mark_started(self, attempt: Attempt) -> None:
         """Notes that somebody works on a candidate, until `append` records its trial.
@@ -415,14 +428,7 @@ class Ledger:
         Raises:
           LedgerError: They cannot be written.
         """
-        before = self._artifacts(trial_id)
-        version = uuid.uuid4().hex
-        self._check_there()
-        self.location.copy_in(folder, f"{_models(self.name)}/{trial_id}/{version}")
-        complete = json.dumps({"folder": version}).encode()
-        self._put(self._complete(trial_id), complete, replace=True)
-        if before is not None:
-            self.location.delete_folder(before)
+        self._put_version(self._artifacts(trial_id), folder)
 
     def get_artifacts(self, trial_id: str, folder: Path) -> None:
         """Copies a trial's stored files into a folder, which is made if need be.
@@ -431,21 +437,63 @@ class Ledger:
           TrialError: None are stored, or not all of them yet.
           LedgerError: They cannot be read, or `folder` cannot be written.
         """
-
-        def copy() -> None:
-            source = self._artifacts(trial_id)
-            if source is None:
-                raise TrialError(
-                    f"no model is stored for trial {trial_id} of '{self.name}'",
-                    hint="only completed trials keep their model",
-                )
-            self.location.copy_out(source, folder)
-
-        _while_files_move(copy)
+        if not self._get_version(self._artifacts(trial_id), folder):
+            raise TrialError(
+                f"no model is stored for trial {trial_id} of '{self.name}'",
+                hint="only completed trials keep their model",
+            )
 
     def has_artifacts(self, trial_id: str) -> bool:
         """Returns whether a trial's files are stored, all of them."""
-        return self._artifacts(trial_id) is not None
+        return self._version(self._artifacts(trial_id)) is not None
+
+    def put_work(self, trial_id: str, folder: Path) -> str:
+        """Stores the work folder of a running trial, as `put_artifacts`; `append` removes it.
+
+        Returns:
+          What `work_version` returns of it.
+
+        Raises:
+          LedgerError: It cannot be written.
+        """
+        return self._put_version(self._work(trial_id), folder)
+
+    def work_version(self, trial_id: str) -> str | None:
+        """Returns a name for what is stored as a trial's work folder now; None for nothing."""
+        return self._version(self._work(trial_id))
+
+    def get_work(self, trial_id: str, folder: Path) -> bool:
+        """Copies a running trial's stored work folder into one here; False where none is stored.
+
+        Raises:
+          LedgerError: It cannot be read, or `folder` cannot be written.
+        """
+        return self._get_version(self._work(trial_id), folder)
+
+    def _put_version(self, place: str, folder: Path) -> str:
+        before, version = self._version(place), uuid.uuid4().hex
+        self._check_there()
+        self.location.copy_in(folder, f"{place}/{version}")
+        self._put(_complete(place), json.dumps({"folder": version}).encode(), replace=True)
+        if before is not None:
+            self.location.delete_folder(f"{place}/{before}")
+        return version
+
+    def _get_version(self, place: str, folder: Path) -> bool:
+        def copy() -> bool:
+            version = self._version(place)
+            if version is not None:
+                self.location.copy_out(f"{place}/{version}", folder)
+            return version is not None
+
+        return _while_files_move(copy)
+
+    def _version(self, place: str) -> str | None:
+        """Returns the name of the folder that counts among those in a place; None if none does."""
+        try:
+            return str(json.loads(self.location.read(_complete(place)))["folder"])
+        except FileNotFoundError:
+            return None
 
     def _put(self, name: str, data: bytes, *, replace: bool = False) -> bool:
         self._check_there()
@@ -615,16 +663,11 @@ class Ledger:
     def _mark(self, trial_id: str) -> str:
         return f"{_started(self.name)}/{trial_id}.json"
 
-    def _complete(self, trial_id: str) -> str:
-        return f"{_models(self.name)}/{trial_id}/complete.json"
+    def _artifacts(self, trial_id: str) -> str:
+        return f"{self.name}/models/{trial_id}"
 
-    def _artifacts(self, trial_id: str) -> str | None:
-        """Returns the folder of a trial's complete artefacts."""
-        try:
-            version = json.loads(self.location.read(self._complete(trial_id)))["folder"]
-        except FileNotFoundError:
-            return None
-        return f"{_models(self.name)}/{trial_id}/{version}"
+    def _work(self, trial_id: str) -> str:
+        return f"{self.name}/work/{trial_id}"
 
 
 class _Mark(NamedTuple):
@@ -758,8 +801,8 @@ def _started(sweep: str) -> str:
     return f"{sweep}/started"
 
 
-def _models(sweep: str) -> str:
-    return f"{sweep}/models"
+def _complete(place: str) -> str:
+    return f"{place}/complete.json"
 
 
 def _in_order(trials: Iterable[Trial]) -> list[Trial]:

@@ -50,8 +50,7 @@ def _remove(*folders: Path) -> None:
 def work_folder(ledger: Ledger, scratch: Path) -> Path:
     """Returns where trials keep their checkpoints: beside the records, if that is a file system.
 
-    On an object store it is a folder of each machine, and a trial whose machine is lost starts
-    again from its beginning.
+    On an object store it is a folder of each machine, and `sweeps.keeping` keeps it there.
     """
     local = ledger.location.local_folder
     return local / ledger.name / "work" if local else scratch / "work"

@@ -487,6 +487,26 @@ def test_a_sweep_runs_the_number_asked_for_and_no_more(cluster, start, storage):
     assert {trial_id: after[trial_id] for trial_id in before} == before
 
 
+def test_a_sweep_runs_on_an_object_store(cluster, s3, dataset, tmp_path):
+    # The cluster was started without the key, so it is in the URI.
+    storage = s3(tmp_path.name).replace("s3://", "s3://key:secret@")
+    report = launch(
+        "s",
+        run_of(WIDTHS),
+        dataset=dataset,
+        trials=2,
+        storage=storage,
+        evaluator=evaluator("quick"),
+    )
+    assert report.summary() == "'s' has 2 of 2 trials; new: 2 completed"
+    ledger = Ledger.open(storage, "s")
+    assert ledger.ids() == {trial.id for trial in report.recorded}
+    assert all(ledger.has_artifacts(trial_id) for trial_id in ledger.ids())
+    left = [info.path for info in ledger.location.entries("s", recursive=True) if info.is_file]
+    assert {path.split("/")[3] for path in left} == {"sweep.json", "trials", "models"}
+    assert "secret" not in report.uri
+
+
 def test_events_tell_the_story_of_every_trial(cluster, start):
     events = []
     report = start(6, on_event=events.append)

@@ -1,0 +1,72 @@
+"""Checkpoints of running trials in an object store, for when the machine that trains is lost.
+
+Where records are on a file system, trials train in a folder beside them: nothing is copied.
+"""
+
+import contextlib
+import shutil
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import TypeVar
+
+from sweeps.errors import LedgerError
+from sweeps.ledger import Ledger
+
+KEEP_SECONDS = 60.0
+"""A trial's work folder is put into the object store this often at the most, so a lost machine
+costs at most so much training, and what is between two checkpoints."""
+
+_VERSION_FILE = "kept"
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+def keeping(
+    ledger: Ledger, trial_id: str, folder: Path, running: Generator[S, None, T]
+) -> Generator[S, None, T]:
+    """Passes on what a running trial yields, and keeps its work folder in the object store.
+
+    `Ledger.append` removes it from there. Storage that fails costs a trial nothing but that.
+    """
+    if ledger.location.local_folder is not None:
+        return (yield from running)
+    last, kept = time.monotonic(), None
+    with contextlib.closing(running):
+        while True:
+            try:
+                progress = next(running)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            if time.monotonic() - last >= KEEP_SECONDS and kept != (found := _state(folder)):
+                with contextlib.suppress(LedgerError):
+                    version = ledger.put_work(trial_id, folder)
+                    (folder / _VERSION_FILE).write_text(version)
+                    kept = found
+                last = time.monotonic()
+            yield progress
+
+
+def fetch(ledger: Ledger, trial_id: str, folder: Path) -> None:
+    """Brings a trial's work folder here, if another machine has kept it since it was here.
+
+    Raises:
+      LedgerError: It cannot be fetched.
+    """
+    if ledger.location.local_folder is not None:
+        return
+    mark = folder / _VERSION_FILE
+    version = ledger.work_version(trial_id)
+    if version is None or (mark.exists() and mark.read_text() == version):
+        return
+    shutil.rmtree(folder)
+    ledger.get_work(trial_id, folder)
+    mark.write_text(version)
+
+
+def _state(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Returns what tells whether a folder's files were changed; no clock has to run forward."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != _VERSION_FILE]
+    return {path: ((stat := path.stat()).st_mtime_ns, stat.st_size) for path in files}
