@@ -178,7 +178,7 @@ def _init(address: str, ship: bool) -> None:
         address=address,
         runtime_env={"py_modules": _PACKAGES} if ship else None,
         log_to_driver=False,
-        logging_level=logging.ERROR,
+        logging_level=logging.CRITICAL,
     )
 
 
@@ -199,7 +199,7 @@ def _start_here(folder: Path) -> str:
             include_dashboard=None,  # if it is installed
             dashboard_host="127.0.0.1",
             log_to_driver=False,
-            logging_level=logging.ERROR,
+            logging_level=logging.CRITICAL,
             _temp_dir=str(folder),
         )
     return str(context.dashboard_url or "")

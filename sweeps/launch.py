@@ -177,7 +177,7 @@ def launch(
     known: list[Trial] = []
     if warm_start:
         known, told = known_from(Ledger.open(storage, warm_start), run, data.fingerprint)
-        on_event(Warned(told))
+        on_event(Noted(told))
     loggers = Loggers(log, ledger, on_event)
     with (
         leased(ledger.location, name, waiting=lambda line: on_event(Warned(line))) as lost,

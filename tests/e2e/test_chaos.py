@@ -203,6 +203,7 @@ def test_a_storm_of_kills_loses_and_doubles_nothing(storm):
     said = (storm.folder / "drivers.log").read_text()
     assert "Traceback" not in said
     assert "state-dump" not in said
+    assert "ERROR tune" not in said
 
     wait_until(lambda: not processes_of(driver.pid))
     nodes = storm.cluster.nodes

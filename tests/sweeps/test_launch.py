@@ -18,6 +18,7 @@ from sweeps.launch import LaunchReport, launch
 from sweeps.ledger import Ledger, SweepFacts
 from sweeps.objectives import objective
 from sweeps.progress import (
+    Noted,
     SweepBegan,
     TrialAdvanced,
     TrialBegan,
@@ -596,7 +597,7 @@ def test_a_warm_start_says_so_and_counts_no_trial_of_the_other_sweep(cluster, st
     events = []
     report = start(2, run=run_of(WIDTHS), warm_start="other", on_event=events.append)
     assert (report.finished, len(report.recorded)) == (2, 2)
-    (told,) = [event.message for event in events if isinstance(event, Warned)]
+    (told,) = [event.message for event in events if isinstance(event, Noted)]
     assert told == "warm start: 2 trials of 'other' are known"
 
 
