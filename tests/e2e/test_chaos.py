@@ -87,7 +87,9 @@ class Storm:
         except ProcessLookupError:
             return
         self.killed[kind] += 1
-        if kind == "head":
+        if kind == "driver":
+            self.driver.wait()
+        elif kind == "head":
             self.cluster.stop()
             self.end_driver()
             heads = self.killed["head"]
