@@ -108,7 +108,7 @@ def evaluate_and_record(
     ledger, candidate = shared.ledger, attempt.candidate
     workdir = shared.workdir(candidate)
     dataset = dataset_here(ledger, shared.dataset)
-    if candidate.id in ledger.ids():  # by a worker that died before it could tell
+    if ledger.holds(candidate.id):  # by a worker that died before it could tell
         return ledger.get(candidate.id)
     started_at = time.time()
     ledger.mark_started(replace(attempt, host=platform.node(), began_at=started_at))

@@ -215,11 +215,9 @@ class Ledger:
           LedgerError: The record cannot be written: disk full, read-only. Nothing is left behind.
         """
         self._check_own(trial)
-        name = f"{_levels(self.name)[0]}/{trial.id}.parquet"
-        # This order: a record that moves to a merged file meanwhile is there when we look.
-        if self.location.exists(name) or self._is_merged(trial.id):
+        if self.holds(trial.id):
             return False
-        added = self._put(name, one_record(trial))
+        added = self._put(self._single(trial.id), one_record(trial))
         # The record is safe, and a mark that stays is harmless: `started` passes over it.
         with contextlib.suppress(LedgerError):
             self.location.delete(self._mark(trial.id))
@@ -255,6 +253,11 @@ class Ledger:
           LedgerError: A record cannot be read, or a newer release wrote it.
         """
         return _in_order(t for batch in self.scan(SCHEMA.names) for t in batch.trials())
+
+    def holds(self, trial_id: str) -> bool:
+        """Returns whether a trial is on record."""
+        # This order: a record that moves to a merged file meanwhile is there when we look.
+        return self.location.exists(self._single(trial_id)) or self._is_merged(trial_id)
 
     def ids(self) -> TrialIds:
         """Returns the ids of all finished trials."""
@@ -659,6 +662,9 @@ class Ledger:
             table = self.location.parse(name, lambda file: read_rows(file, ["trial_id"], None))
             self._merged_numbers[name] = numbers_in(table["trial_id"])
         return self._merged_numbers[name]
+
+    def _single(self, trial_id: str) -> str:
+        return f"{_levels(self.name)[0]}/{trial_id}.parquet"
 
     def _mark(self, trial_id: str) -> str:
         return f"{_started(self.name)}/{trial_id}.json"

@@ -735,6 +735,59 @@ def test_column_that_only_another_release_knows_is_kept_by_compaction(tmp_path):
     assert table["energy_joules"].to_pylist() == [7, None]
 
 
+# What a release before had, and what one to come may add: in columns, and in a merged file.
+FIRST_COLUMNS = ["sweep", "trial_id", "candidate", "reason", "val_loss", "rtf_ratio", "host",
+                 "host_fingerprint", "finished_at"]  # fmt: skip
+
+
+def of_an_older_release(table):
+    old = table.select(FIRST_COLUMNS)
+    return old.append_column("schema_version", pa.array([0] * len(table)))
+
+
+def of_a_newer_release(table):
+    return table.append_column("energy_joules", pa.array([7.5] * len(table))).append_column(
+        "notes", pa.array([["a", "b"]] * len(table))
+    )
+
+
+@pytest.mark.parametrize("merged_before", [False, True])
+def test_releases_read_and_merge_each_other_s_records(tmp_path, small_groups, merged_before):
+    ledger = Ledger.create(tmp_path, "tiny", facts())
+    numbers = {of_an_older_release: (1, 2, 3), of_a_newer_release: (4, 5), (lambda t: t): (6, 7)}
+    for change, some in numbers.items():
+        trials = [trial(n, val_loss=10.0 - n, rtf_ratio=float(n), parameters=n) for n in some]
+        if merged_before:
+            before = {*ledger._merged_files(1)}
+            ledger.extend(trials)
+            (written,) = {*ledger._merged_files(1)} - before
+            rewrite(Path(ledger.location.at(written)), change)
+        else:
+            for one in trials:
+                ledger.append(one)
+                rewrite(path_of(ledger, one), change)
+    for _ in range(3):
+        again = Ledger.open(tmp_path, "tiny")
+        found = again.trials()
+        assert [t.candidate["number"] for t in found] == [1, 2, 3, 4, 5, 6, 7]
+        assert [t.schema_version for t in found] == [0, 0, 0, 1, 1, 1, 1]
+        assert [t.measurement.parameters for t in found] == [None] * 3 + [4, 5, 6, 7]
+        assert [t.provenance.versions for t in found] == [{}] * 3 + [{"onnx": "1.17"}] * 4
+        assert len(again.front(OBJECTIVES).members) == 7
+        assert [e.why for e in again.front([*OBJECTIVES, objective("parameters")]).excluded] == [
+            "no parameters"
+        ]
+        assert again.get(trial(2).id) == found[1]
+        again.compact(fully=True)
+    (folder,) = {Path(name).parent for name in ledger._merged_files(1)}
+    table = pa.concat_tables(
+        [pq.read_table(f, partitioning=None) for f in (tmp_path / folder).iterdir()],
+        promote_options="permissive",
+    ).sort_by("finished_at")
+    assert table["energy_joules"].to_pylist() == [None] * 3 + [7.5] * 2 + [None] * 2
+    assert table["notes"].to_pylist() == [None] * 3 + [["a", "b"]] * 2 + [None] * 2
+
+
 @pytest.mark.parametrize(
     "damage",
     [
