@@ -6,6 +6,7 @@ workers, nodes, drivers and heads. `make chaos` has a long storm; here is a shor
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -34,11 +35,15 @@ DRIVER = """
 import sys
 from sweeps.launch import launch
 from tests.sweeps.fakes import run_of
+from thesis.errors import UserError
 
 name, dataset, storage, evaluator, trials, address = sys.argv[1:]
 run = run_of({"DilatedConvStack.channels": tuple(range(1, 41))})
-report = launch(name, run, dataset=dataset, trials=int(trials), storage=storage,
-                evaluator=evaluator, address=address)
+try:
+    report = launch(name, run, dataset=dataset, trials=int(trials), storage=storage,
+                    evaluator=evaluator, address=address)
+except UserError as error:
+    sys.exit(f"error: {error.message}")
 print(report.summary())
 """
 
@@ -79,41 +84,42 @@ class Storm:
     def kill(self):
         """Kills one process, and mends what a supervisor would."""
         kind = self.random.choices([*VICTIMS], [*VICTIMS.values()])[0]
-        victim = self.random.choice(self.candidates(kind) or [None])
-        if victim is None:
+        victims = self.victims(kind)
+        if not victims:
             return
+        node, victim = self.random.choice(victims)
         try:
-            os.kill(victim, 9)
+            os.kill(victim, signal.SIGKILL)
         except ProcessLookupError:
             return
         self.killed[kind] += 1
-        if kind == "driver":
-            self.driver.wait()
-        elif kind == "head":
-            self.cluster.stop()
-            self.end_driver()
-            heads = self.killed["head"]
-            port = self.port + 2 * heads
-            self.cluster = Cluster(self.folder / f"ray{heads}", port, others=2)
-        elif kind == "node":
-            lost = next(n for n in self.cluster.others if victim not in n.processes("raylet"))
-            lost.stop()
-            self.cluster.others.remove(lost)
-            self.cluster.join()
+        match kind:
+            case "driver":
+                self.driver.wait()
+            case "node":
+                node.stop()
+                self.cluster.others.remove(node)
+                self.cluster.join()
+            case "head":
+                self.cluster.stop()
+                self.driver.wait(120)
+                wait_until(lambda: not processes_of(self.driver.pid))
+                heads = self.killed["head"]
+                port = self.port + 2 * heads
+                self.cluster = Cluster(self.folder / f"ray{heads}", port, others=2)
 
-    def candidates(self, kind):
-        if kind == "driver":
-            return [self.driver.pid] if self.driver.poll() is None else []
-        if kind == "head":
-            return self.cluster.head.processes("gcs_server")
-        if kind == "node":
-            return [pid for node in self.cluster.others for pid in node.processes("raylet/raylet")]
-        return [pid for node in self.cluster.nodes for pid in node.processes("Worker.train")]
-
-    def end_driver(self):
-        """Waits for a driver whose cluster is gone."""
-        self.driver.wait(120)
-        wait_until(lambda: not processes_of(self.driver.pid))
+    def victims(self, kind):
+        """Pairs of a node and a process of it; the driver's node is None."""
+        match kind:
+            case "driver":
+                return [(None, self.driver.pid)] if self.driver.poll() is None else []
+            case "worker":
+                nodes, name = self.cluster.nodes, "Worker.train"
+            case "node":
+                nodes, name = self.cluster.others, "raylet/raylet"
+            case "head":
+                nodes, name = [self.cluster.head], "gcs_server"
+        return [(node, pid) for node in nodes for pid in node.processes(name)]
 
     def look(self):
         """Remembers every record; none may ever change or go."""
