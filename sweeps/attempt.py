@@ -122,7 +122,9 @@ def evaluate_and_record(
         raise
     except Exception as error:
         trial = shared.failed(candidate, Reason.ERROR, _in_a_line(error), started_at)
-    if trial.status is Status.COMPLETED and (workdir / "artifacts").is_dir():
+    # A worker that was thought dead may end after its replacement. The model is of the record.
+    made = trial.status is Status.COMPLETED and (workdir / "artifacts").is_dir()
+    if made and not ledger.holds(trial.id):
         ledger.put_artifacts(trial.id, workdir / "artifacts")
     if not ledger.append(trial):
         trial = ledger.get(trial.id)

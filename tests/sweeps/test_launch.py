@@ -12,7 +12,7 @@ from sweeps import __version__
 from sweeps.attempt import Shared, evaluate_and_record, load
 from sweeps.cluster import connect
 from sweeps.driver import MAX_DEATHS, MAX_LOSSES, Budget, Driver, Wishes
-from sweeps.errors import SweepError
+from sweeps.errors import LedgerError, SweepError
 from sweeps.evaluate import Progress, Task
 from sweeps.launch import LaunchReport, launch
 from sweeps.ledger import Ledger, SweepFacts
@@ -173,6 +173,37 @@ def test_a_trial_on_record_is_not_evaluated_again(shared):
         [],
         recorded,
     )
+
+
+def test_a_worker_that_ends_after_its_replacement_changes_neither_record_nor_model(
+    shared, tmp_path
+):
+    late = evaluate_and_record(shared, Attempt(channels(8)), measure_together)
+    next(late)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "decoder.onnx").write_text("its replacement's")
+    recorded = trial_of("s", channels(8), train_loss=-1.0)
+    shared.ledger.put_artifacts(recorded.id, tmp_path / "model")
+    shared.ledger.append(recorded)
+    assert finish(late)[1] == recorded
+    shared.ledger.get_artifacts(recorded.id, tmp_path / "copy")
+    assert (tmp_path / "copy" / "decoder.onnx").read_text() == "its replacement's"
+
+
+def test_a_trial_whose_sweep_goes_away_continues_when_it_is_back(shared, storage):
+    running = evaluate_and_record(shared, Attempt(channels(8)), measure_together)
+    assert [next(running).step for _ in range(2)] == [1, 2]
+    (storage / "s").rename(storage / "elsewhere")  # as a mount that is lost
+    with pytest.raises(LedgerError, match="is gone") as caught:
+        finish(running)
+    assert "continue from their checkpoints" in caught.value.hint
+    with pytest.raises(LedgerError, match="is gone"):
+        finish(evaluate_and_record(shared, Attempt(channels(8)), measure_together))
+    assert [path.name for path in storage.iterdir()] == ["elsewhere"]
+    (storage / "elsewhere").rename(storage / "s")
+    steps, trial = finish(evaluate_and_record(shared, Attempt(channels(8)), measure_together))
+    assert [progress.step for progress in steps] == [3, 4]
+    assert shared.ledger.trials() == [trial]
 
 
 def test_an_exception_is_a_record_that_says_where_it_comes_from(shared):
