@@ -265,7 +265,9 @@ class Ledger:
         single = TrialIds.of(PurePosixPath(name).stem for name in names)
         return TrialIds(single.numbers, *self._numbers_of_merged(level=1))
 
-    def scan(self, columns: Sequence[str], *, known: Collection[str] = ()) -> Iterator[Batch]:
+    def scan(
+        self, columns: Sequence[str], *, known: Collection[str] = (), passed: Collection[str] = ()
+    ) -> Iterator[Batch]:
         """Yields some columns of all finished trials, each trial once, some thousand at a time.
 
         Trials that are recorded meanwhile may be left out. What is read need not fit into memory.
@@ -273,6 +275,7 @@ class Ledger:
         Args:
           columns: Names of `SCHEMA`.
           known: Ids of trials that are left out.
+          passed: Names of files that hold no other trials, and are not looked at.
 
         Raises:
           LedgerError: As in `trials`.
@@ -280,7 +283,7 @@ class Ledger:
         met = [known.numbers if isinstance(known, TrialIds) else TrialIds.of(known).numbers]
         for _ in range(_LOOKS):
             try:
-                for chunk in _chunks(self._parts(TrialIds(*met))):
+                for chunk in _chunks(self._parts(TrialIds(*met), passed)):
                     batch = self._batch(columns, chunk)
                     yield batch
                     met.append(numbers_in(batch.table["trial_id"]))
@@ -290,12 +293,16 @@ class Ledger:
         raise _restless()
 
     def outcomes(
-        self, objectives: Sequence[Objective], *, known: Collection[str] = ()
+        self,
+        objectives: Sequence[Objective],
+        *,
+        known: Collection[str] = (),
+        passed: Collection[str] = (),
     ) -> Iterator[Outcomes]:
         """Yields what a `Standing` is made of, some thousand trials at a time; as `scan`."""
         columns = columns_needed(objectives, ())
         needed = ("reason", "host_fingerprint", "started_at", "finished_at", *columns)
-        for batch in self.scan(needed, known=known):
+        for batch in self.scan(needed, known=known, passed=passed):
             yield batch.outcomes(columns)
 
     def history(self, objectives: Sequence[Objective], most: int) -> list[Trial]:
@@ -547,9 +554,14 @@ class Ledger:
         tables = self.location.each(load, [part for part in parts if len(part)])
         return Batch(pa.concat_tables([NO_ROWS.select(columns), *tables]))
 
-    def _parts(self, known: TrialIds | None = None) -> list["_Part"]:
+    def _parts(self, known: TrialIds | None = None, passed: Collection[str] = ()) -> list["_Part"]:
         """Returns what counts of each file, oldest first; the trials in `known` do not."""
-        return _while_files_move(lambda: self._parts_of(self._files(), known))
+
+        def look() -> list[_Part]:
+            names = self._files()
+            return self._parts_of([n for n in names if n not in passed] if passed else names, known)
+
+        return _while_files_move(look)
 
     def _parts_of(self, names: Sequence[str], known: TrialIds | None = None) -> list["_Part"]:
         numbers = self.location.each(self._numbers_in, names)
@@ -685,7 +697,7 @@ class _Mark(NamedTuple):
 
 
 class Tail:
-    """Reads what is new in a sweep since it was read last: each trial once.
+    """Reads what is new in a sweep since it was read last: each trial once, each file once.
 
     It keeps the ids of all trials in mind, eight bytes each. Not for several threads at once.
     """
@@ -695,6 +707,7 @@ class Tail:
         self._ledger = ledger
         self._objectives = objectives
         self._ids = TrialIds()
+        self._files: frozenset[str] = frozenset()
         self._attempts: dict[_Mark, Attempt] = {}
 
     def read(self, tell: Callable[[Outcomes], None]) -> list[Attempt]:
@@ -708,13 +721,17 @@ class Tail:
         """
         # Marks first: a trial that ends meanwhile is then found among them, or on record.
         attempts = self._read_marks()
+        files = frozenset(self._ledger._files())
+        new = self._ledger.outcomes(self._objectives, known=self._ids, passed=self._files)
         told = [self._ids.numbers]
         try:
-            for outcomes in self._ledger.outcomes(self._objectives, known=self._ids):
+            for outcomes in new:
                 tell(outcomes)
                 told.append(TrialIds.of(outcomes.ids).numbers)
         finally:
-            self._ids = TrialIds(*told)
+            if len(told) > 1:
+                self._ids = TrialIds(*told)
+        self._files = files  # what they held was told, wherever it has moved meanwhile or not
         return [attempt for attempt in attempts if attempt.candidate.id not in self._ids]
 
     def _read_marks(self) -> list[Attempt]:

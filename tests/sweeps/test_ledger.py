@@ -1171,6 +1171,23 @@ def test_a_tail_reads_no_record_twice(tmp_path, monkeypatch):
         assert sum(map(len, loaded)) == number + 1
 
 
+def test_a_tail_looks_at_no_file_twice(tmp_path, monkeypatch):
+    ledger = Ledger.create(str(tmp_path), "tiny", facts())
+    looked, parts_of = [], ledger._parts_of
+    monkeypatch.setattr(
+        ledger, "_parts_of", lambda names, known: looked.extend(names) or parts_of(names, known)
+    )
+    tail, writer = Tail(ledger, OBJECTIVES), Ledger.open(str(tmp_path), "tiny")
+    for number in range(9):
+        writer.append(trial(number))
+        if number % 3 == 2:
+            writer.compact()
+        tail.read(lambda outcomes: None)
+        tail.read(lambda outcomes: None)
+        assert len(looked) == number + 1, "the new record, or the merged file that it is in"
+    assert len(set(looked)) == 9
+
+
 def test_a_tail_tells_what_is_started_and_not_on_record(ledger):
     tail = Tail(ledger, OBJECTIVES)
     first, second = (Attempt(trial(n).candidate, host="a", began_at=float(n)) for n in (1, 2))
