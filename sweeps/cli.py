@@ -36,6 +36,8 @@ DEFAULT_STORAGE = "runs"
 STORAGE_VARIABLE = "SWEEPS_STORAGE"
 COUNTED_SETTINGS = 10_000
 """A dry run takes a second or two to count the distinct candidates of this many settings."""
+DRAWN_TRIALS = 10_000
+"""A figure shows the front and the latest trials, so many in all."""
 
 Verb = Callable[[argparse.Namespace], None]
 
@@ -314,7 +316,7 @@ def _front(options: argparse.Namespace) -> None:
         baseline = parse_run(ledger.facts.gin_config).space.baseline()
         draw_front(
             front,
-            ledger.trials(),
+            ledger.history(front.objectives, DRAWN_TRIALS),
             options.figure,
             title=f"{options.sweep}: {len(front.members)} of {front.finished} trials on the front",
             knee=knee(front),
