@@ -149,11 +149,6 @@ class Driver:
         return self.wishes.draining or self.wishes.stopping
 
     @property
-    def done(self) -> bool:
-        """Whether so many trials are on record as were asked for."""
-        return self._finished + len(self.recorded) >= self._budget.trials
-
-    @property
     def complete(self) -> bool:
         """Whether no other candidate is to be started."""
         enough = self._finished + len(self.recorded) + len(self._running) >= self._budget.trials

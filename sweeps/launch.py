@@ -222,15 +222,17 @@ def launch(
             on_event=loggers,
         )
         _run(driver, address, ship, scratch, loggers)
+    # A worker that was stopped may have recorded a trial that the driver has not heard of.
+    held = len(ledger.ids())
     return LaunchReport(
         name,
         ledger.uri,
         trials,
-        len(on_record) + len(driver.recorded),
+        held,
         tuple(driver.recorded),
         exhausted=driver.exhausted,
-        interrupted=driver.interrupted and not driver.done,
-        used_up="" if driver.done else driver.used_up,
+        interrupted=driver.interrupted and held < trials,
+        used_up="" if held >= trials else driver.used_up,
     )
 
 
