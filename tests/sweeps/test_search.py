@@ -7,6 +7,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+import sweeps.search as search_module
 from sweeps import __version__
 from sweeps.config import Limits, SweepConfig
 from sweeps.errors import MetricError
@@ -177,6 +178,48 @@ def test_a_whole_number_range_is_exhausted_too():
     )
     assert len(run(search, 10)) == 3
     assert search.exhausted
+
+
+# --- Long sweeps
+
+
+@pytest.fixture
+def short_memory(monkeypatch):
+    """Studies are cut down to five trials, and the front, when ten are told."""
+    monkeypatch.setattr(search_module, "HISTORY", 5)
+
+
+def test_a_long_sweep_goes_on_from_its_front_and_its_last_trials(short_memory):
+    space = make_space({"DilatedConvStack.channels": {"low": 1, "high": 512}}, BASE)
+    search = Search(space, config(), finished=[finish(space.baseline(), val_loss=0, rtf_ratio=0)])
+    history = run(search, 60, first=1)
+    known = [Candidate.of(trial.params) for trial in told(search)]
+    assert known[0] == space.baseline()
+    assert known[-5:] == [trial.candidate for trial in history[-5:]]
+    assert len(known) < 2 * 5 + 1
+
+
+def test_no_candidate_comes_twice_however_little_is_remembered(short_memory, sampler):
+    space = make_space({**WIDTHS, "DilatedConvStack.kernel_size": (1, 2, 3)}, BASE)
+    search = Search(space, config(sampler))
+    assert sorted(ids(run(search, 100))) == sorted(c.id for c in space.candidates())
+
+
+def test_what_runs_while_others_are_forgotten_is_learned_from(short_memory, sampler):
+    space = make_space(MIXED, BASE)
+    search = Search(space, config(sampler))
+    running = [search.propose() for _ in range(3)]
+    run(search, 20)
+    for number, candidate in enumerate(running, 20):
+        search.record(result_of(candidate, number))
+    assert set(states(search)) == {TrialState.COMPLETE}
+    assert {Candidate.of(trial.params) for trial in told(search)} >= {*running}
+
+
+@pytest.mark.parametrize("sampler", ["nsga2", "nsga3"])
+def test_genetic_samplers_keep_their_generations(short_memory, sampler):
+    search = Search(make_space(MIXED, BASE), config(sampler))
+    assert len(run(search, 40)) == len(told(search))
 
 
 # --- The seed
