@@ -45,6 +45,11 @@ MAX_GROWTH_BYTES = 2**30
 a compiled decoder, 10 to 25 MB a trial. A new worker takes ten seconds."""
 
 
+MOST_REPORTS = 50
+"""Reports of all running trials that the driver wants in a second. One takes it a millisecond, for
+which the trial waits, and more the more trials there are: Ray looks at all that run."""
+
+
 @dataclass(frozen=True)
 class Budget:
     """What a launch may use up; it ends with the first of these.
@@ -137,6 +142,11 @@ class Driver:
     def __reduce__(self) -> tuple[Any, ...]:
         # Tune pickles all that it is given into a state that is never read.
         return (object, ())
+
+    @property
+    def report_seconds(self) -> float:
+        """Shortest time between two reports of a trial, rungs aside; 0 for few workers."""
+        return float(self._slots() // MOST_REPORTS)
 
     @property
     def stopped(self) -> bool:

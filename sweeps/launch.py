@@ -317,7 +317,11 @@ class _Proposals(Searcher):
     def suggest(self, trial_id: str) -> Any:
         attempt = self._driver.next_attempt()
         if attempt is not None:
-            return {"attempt": attempt.to_json(), "generation": self._driver.generation}
+            return {
+                "attempt": attempt.to_json(),
+                "generation": self._driver.generation,
+                "report_seconds": self._driver.report_seconds,
+            }
         return Searcher.FINISHED if self._driver.complete else None
 
     def on_trial_complete(

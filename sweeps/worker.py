@@ -8,6 +8,7 @@ import math
 import os
 import random
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -67,9 +68,13 @@ class Worker(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Goes on to what is next worth reporting."""
+        """Goes on to what is next worth reporting: at a rung the driver decides."""
+        due = time.monotonic() + self._report_seconds
         try:
-            return {"progress": next(self._stages)}
+            progress = next(self._stages)
+            while progress.reached is None and time.monotonic() < due:
+                progress = next(self._stages)
+            return {"progress": progress}
         except StopIteration as end:
             return {"done": True, "trial": end.value, "grown_bytes": self._grown_bytes()}
         except UserError as error:
@@ -89,6 +94,7 @@ class Worker(tune.Trainable):
 
     def _begin(self, config: Mapping[str, Any]) -> None:
         attempt = Attempt.from_json(config["attempt"])
+        self._report_seconds = config["report_seconds"]
         self._workdir = self.shared.workdir(attempt.candidate)
         self._stages = evaluate_and_record(self.shared, attempt, self._meter)
 

@@ -8,6 +8,7 @@ from collections import Counter
 
 import pytest
 
+import sweeps.driver as driver_module
 from sweeps import __version__
 from sweeps.attempt import Shared, evaluate_and_record, load
 from sweeps.cluster import connect
@@ -601,6 +602,15 @@ def test_a_worker_goes_on_with_another_candidate_when_one_is_stopped(cluster, st
     assert [e.candidate["channels"] for e in advanced] == [8, 8, 8, 8, 6, 4, 2]
     assert len({t.measurement.p50_seconds for t in report.recorded}) == 1  # one process
     assert Ledger.open(str(storage), "s").started() == []
+
+
+def test_many_trials_at_a_time_report_their_rungs_and_little_else(cluster, start, monkeypatch):
+    monkeypatch.setattr(driver_module, "MOST_REPORTS", 0.02)  # of each of two, in 100 s
+    events = []
+    report = start(3, evaluate="halfway", on_event=events.append)
+    advanced = [e for e in events if isinstance(e, TrialAdvanced)]
+    assert len(advanced) == len(report.recorded) == 3
+    assert all(e.stage.reached is not None for e in advanced)
 
 
 def test_a_continued_launch_stops_by_what_the_one_before_has_learnt(cluster, start):
