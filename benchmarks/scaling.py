@@ -34,8 +34,12 @@ from sweeps.trial import Attempt, Measurement, Provenance, Trial
 
 NAME = "scaling"
 _SWEEP = "sleep"
-_WORKERS = (1, 2, 4, 8)
+_ROUNDS = {1: 3, 2: 3, 4: 3, 8: 6}
+"""Trials of a worker, by the number of workers."""
+_MOST = max(_ROUNDS)
 _REPORTS = 30
+_WAITS = 20
+_RUNNING = (8, 100, 1_000, 10_000)
 
 _CLOCKED = (
     (Search, "propose", "search"),
@@ -143,18 +147,36 @@ class _Launched:
         """The same of the whole launch, the start of cluster and workers included."""
         return self._share(self.wall)
 
+    @property
+    def utilisation_of_a_worker(self) -> float:
+        """The mean over workers of the share from its own first start to its own last end."""
+        return float(
+            np.mean(
+                [
+                    len(trials)
+                    * self.seconds
+                    / (trials[-1].provenance.finished_at - trials[0].provenance.started_at)
+                    for trials in self._by_worker()
+                ]
+            )
+        )
+
     def _share(self, seconds: float) -> float:
         return len(self.trials) * self.seconds / (self.workers * seconds)
 
     @property
     def gaps(self) -> list[float]:
         """Seconds from a trial's last step to the first one of the next on the same worker."""
-        by_worker = sorted(self.trials, key=lambda t: (t.provenance.host, t.provenance.started_at))
         return [
             after.provenance.started_at - before.provenance.finished_at
-            for _, trials in groupby(by_worker, key=lambda trial: trial.provenance.host)
+            for trials in self._by_worker()
             for before, after in pairwise(trials)
         ]
+
+    def _by_worker(self) -> list[list[Trial]]:
+        """Returns each worker's trials, in order."""
+        ordered = sorted(self.trials, key=lambda t: (t.provenance.host, t.provenance.started_at))
+        return [[*trials] for _, trials in groupby(ordered, key=lambda t: t.provenance.host)]
 
     def cpu(self, first: int = 0, last: int | None = None) -> dict[str, float]:
         """The driver's CPU seconds for a trial, by part, from the first-th to the last-th end."""
@@ -173,24 +195,29 @@ class _Launched:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the benchmark."""
     quick = harness.is_quick(NAME, __doc__, arguments)
-    seconds, rounds, many = (3.0, 3, 200) if quick else (30.0, 6, 5000)
+    seconds, many = (3.0, 200) if quick else (30.0, 3000)
     with harness.scratch_folder() as folder:
         scaled = []
-        for workers in _WORKERS:
+        for workers, rounds in _ROUNDS.items():
             harness.say(f"{workers} workers, {rounds} trials of {seconds:g} s each")
-            scaled.append(
-                _launch(folder / str(workers), workers, workers * rounds, seconds, _REPORTS)
-            )
+            trials = workers * rounds
+            scaled.append(_launch(folder / str(workers), workers, trials, seconds, _REPORTS))
         harness.say(f"{many} trials of no time")
-        grown = _launch(folder / "many", _WORKERS[-1], many, 0.0, 1)
+        grown = _launch(folder / "many", _MOST, many, 0.0, 1)
         harness.say(f"{many // 10} of them with {_REPORTS} reports each")
-        reporting = _launch(folder / "reporting", _WORKERS[-1], many // 10, 0.0, _REPORTS)
+        reporting = _launch(folder / "reporting", _MOST, many // 10, 0.0, _REPORTS)
         ledger = _ledger_ms(folder / "many", calls=20 if quick else 100)
+        harness.say("waits for an event of many")
+        waits = {running: _wait_ms(running) for running in _RUNNING}
     _print(scaled, grown)
     report_ms = _report_ms(grown, reporting)
     print(f"\na report: {report_ms:.2f} ms of the driver's CPU time")
     print(
         f"the ledger: {ledger['begin']:.1f} ms as a trial begins, {ledger['end']:.1f} ms as it ends"
+    )
+    print(
+        "Tune's wait for an event of one of many workers: "
+        + ", ".join(f"{ms:.2f} ms of {running:,}" for running, ms in waits.items())
     )
     details = {
         "seconds_of_a_trial": seconds,
@@ -199,6 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "growth_trials_per_second": len(grown.ended) / (grown.ended[-1].wall - grown.began.wall),
         "report_ms": report_ms,
         "ledger_ms": ledger,
+        "wait_ms": waits,
     }
     alone = f"one worker: {scaled[0].utilisation:.3f}"
     value = scaled[-1].utilisation
@@ -207,7 +235,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _launch(folder: Path, workers: int, trials: int, seconds: float, reports: int) -> _Launched:
-    import ray
 
     from sweeps.launch import launch
 
@@ -218,15 +245,7 @@ def _launch(folder: Path, workers: int, trials: int, seconds: float, reports: in
         watch = _Watch(show)
         for owner, method, part in _CLOCKED:
             stack.enter_context(_clocked(owner, method, watch.spent, part))
-        ray.init(
-            address="local",
-            num_cpus=workers,
-            include_dashboard=False,
-            object_store_memory=128 * 2**20,
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
-        stack.callback(ray.shutdown)
+        stack.enter_context(_cluster(workers))
         report = launch(
             _SWEEP,
             _run(),
@@ -240,6 +259,25 @@ def _launch(folder: Path, workers: int, trials: int, seconds: float, reports: in
     if len(report.recorded) != trials or watch.began is None:
         raise RuntimeError(f"{len(report.recorded)} of {trials} trials are on record")
     return _Launched(workers, seconds, report.recorded, wall, watch.began, watch.ended)
+
+
+@contextmanager
+def _cluster(cpus: int) -> Iterator[None]:
+    """Starts a cluster here that is told to have so many CPUs; `launch` uses the one there is."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        include_dashboard=False,
+        object_store_memory=128 * 2**20,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def _run() -> RunConfig:
@@ -267,6 +305,27 @@ def _ledger_ms(storage: Path, *, calls: int) -> dict[str, float]:
         times.append((begun - start, time.perf_counter() - begun))
     begin, end = 1e3 * np.median(times, axis=0)
     return {"begin": begin, "end": end}
+
+
+def _wait_ms(running: int) -> float:
+    """Returns the milliseconds of CPU time that Tune's wait for an event takes among so many."""
+    import ray
+
+    class Worker:
+        def train(self) -> None:
+            time.sleep(3600.0)
+
+    with _cluster(1):
+        worker: Any = ray.remote(Worker).remote()
+        waited_for = [worker.train.remote() for _ in range(running)]
+        ray.wait(waited_for, timeout=0.1)
+        start = time.process_time()
+        for _ in range(_WAITS):
+            # As RayActorManager.next in ray.air.execution does, once for every event.
+            futures = list(waited_for)
+            random.shuffle(futures)
+            ray.wait(futures, num_returns=1, timeout=0)
+        return 1e3 * (time.process_time() - start) / _WAITS
 
 
 def _report_ms(grown: _Launched, reporting: _Launched) -> float:
@@ -298,6 +357,7 @@ def _described(launched: _Launched) -> dict[str, Any]:
         "workers": launched.workers,
         "trials": len(launched.trials),
         "utilisation": launched.utilisation,
+        "utilisation_of_a_worker": launched.utilisation_of_a_worker,
         "utilisation_with_start": launched.utilisation_with_start,
         "gap_p50_ms": 1e3 * p50,
         "gap_p95_ms": 1e3 * p95,
@@ -315,6 +375,7 @@ def _print(scaled: Sequence[_Launched], grown: _Launched) -> None:
         [
             "workers",
             "utilisation",
+            "of a worker",
             "with start",
             "gap p50",
             "p95",
@@ -326,6 +387,7 @@ def _print(scaled: Sequence[_Launched], grown: _Launched) -> None:
             [
                 str(d["workers"]),
                 f"{d['utilisation']:.1%}",
+                f"{d['utilisation_of_a_worker']:.1%}",
                 f"{d['utilisation_with_start']:.1%}",
                 f"{d['gap_p50_ms']:.0f} ms",
                 f"{d['gap_p95_ms']:.0f} ms",
