@@ -108,6 +108,7 @@ def _trained(name: str, dataset: Dataset, folder: Path, steps: int) -> Trained:
     kept += f"-{recipe.sparsity:g}" * bool(recipe.sparsity)
     facts = dataset.facts
     model = build(config, sample_rate=facts.sample_rate, hop_size=facts.hop_size)
+    folder.mkdir(parents=True, exist_ok=True)
     for report in train(model, dataset.clips("train"), config.train, checkpoints=folder / kept):
         if report.step % 100 == 0:
             harness.say(f"{name}: step {report.step} of {steps}, loss {report.loss:.3f}")

@@ -12,7 +12,7 @@ from typing import Any
 
 from sweeps import __version__
 from sweeps.config import RunConfig
-from sweeps.evaluate import Measure, Progress, Task, versions
+from sweeps.evaluate import Measure, Progress, Task, blame_full_disk, versions
 from sweeps.keeping import fetch, keeping
 from sweeps.ledger import Ledger
 from sweeps.shipping import dataset_here
@@ -121,7 +121,9 @@ def evaluate_and_record(
     except UserError:
         raise
     except Exception as error:
-        trial = shared.failed(candidate, Reason.ERROR, _in_a_line(error), started_at)
+        blame_full_disk(error, workdir)
+        reason = Reason.OUT_OF_MEMORY if isinstance(error, MemoryError) else Reason.ERROR
+        trial = shared.failed(candidate, reason, _in_a_line(error), started_at)
     # A worker that was thought dead may end after its replacement. The model is of the record.
     made = trial.status is Status.COMPLETED and (workdir / "artifacts").is_dir()
     if made and not ledger.holds(trial.id):

@@ -3,8 +3,10 @@
 TensorFlow is imported when a trial starts, not with this module: the driver needs the types only.
 """
 
+import errno
 import json
 import math
+import os
 import platform
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
@@ -17,6 +19,7 @@ import numpy as np
 
 from sweeps import __version__
 from sweeps.config import Limits, SweepConfig, parse_candidate, parse_run
+from sweeps.errors import LedgerError
 from sweeps.feasibility import broken_limit, closed_form_metrics
 from sweeps.trial import PROJECT, Candidate, Measurement, Provenance, Reason, Trial
 from thesis.config import MeasureConfig, ModelConfig
@@ -104,12 +107,14 @@ def stages(task: Task, *, workdir: Path, measure: Measure) -> Generator[Progress
       little memory, a broken limit) is its `reason`.
 
     Raises:
-      UserError: What is wrong with the sweep and not with the candidate: dataset, configuration.
+      UserError: What is wrong with the sweep and not with the candidate: dataset, configuration,
+        a full disk.
     """
     run = parse_run(task.gin_text)
     config = parse_candidate(task.gin_text, task.candidate)
     dataset = load_dataset(Path(task.dataset))
     record = _Record(task, config, dataset)
+    workdir.mkdir(parents=True, exist_ok=True)  # later on not: where it is gone, a mount may be
     try:
         yield from _stages(record, run.sweep, workdir, measure)
     except ExportError as error:  # the candidate's own: others may export well
@@ -119,6 +124,7 @@ def stages(task: Task, *, workdir: Path, measure: Measure) -> Generator[Progress
     except _Rejected as rejected:
         return record.trial(rejected.reason, str(rejected))
     except Exception as error:
+        blame_full_disk(error, workdir)
         return record.trial(*_cause(error))
     return record.trial()
 
@@ -243,7 +249,6 @@ def _read_curve(file: Path) -> dict[int, float]:
 
 
 def _write_curve(file: Path, curve: Mapping[int, float]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
     whole = file.with_suffix(".new")
     whole.write_text(json.dumps(curve))
     whole.replace(file)
@@ -326,7 +331,7 @@ def _measure(record: _Record, decoder: bytes, measure: Measure) -> None:
 def _save_artifacts(folder: Path, model: "Model", decoder: bytes, gin_text: str) -> None:
     from thesis.bundle import CONFIG_FILE, DECODER_FILE, REVERB_FILE, WEIGHTS_FILE, write_audio
 
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     (folder / DECODER_FILE).write_bytes(decoder)
     (folder / CONFIG_FILE).write_text(gin_text)
     np.savez(folder / WEIGHTS_FILE, allow_pickle=False, **model.decoder.named_weights())
@@ -344,6 +349,20 @@ def _cause(error: Exception) -> tuple[Reason, str]:
     if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
         return Reason.OUT_OF_MEMORY, words
     return Reason.ERROR, words
+
+
+def blame_full_disk(error: Exception, workdir: Path) -> None:
+    """Raises LedgerError if an exception tells of a full disk, which every trial would meet.
+
+    It goes by the words: TensorFlow's has no number, and is of the kind that tells of memory.
+    """
+    for number in (errno.ENOSPC, errno.EDQUOT):
+        if os.strerror(number) in str(error):
+            raise LedgerError(
+                f"cannot write {workdir}: {os.strerror(number)}",
+                hint="free some space and launch again: what was running continues from its "
+                "checkpoints",
+            ) from error
 
 
 def versions() -> dict[str, str]:

@@ -33,6 +33,9 @@ EXPIRY_SECONDS = 30.0
 
 _POLL_SECONDS = 0.5
 
+_held_here: set[str] = set()
+"""Holders that this process is."""
+
 
 def _machine() -> str:
     """Returns what tells this machine, or container, since it was started, from others."""
@@ -73,8 +76,11 @@ class _Lease:
 
     @property
     def alive(self) -> bool | None:
-        """Whether the holder's process lives; None where this cannot be seen from here."""
-        return _started(self.pid) == self.started if self.machine == _machine() else None
+        """Whether the holder lives; None where this cannot be seen from here."""
+        if self.machine != _machine():
+            return None
+        here = self.pid == os.getpid() and self.holder not in _held_here
+        return not here and _started(self.pid) == self.started
 
 
 @contextmanager
@@ -99,19 +105,23 @@ def leased(
       LedgerError: The storage cannot be used.
     """
     name, mine = f"{sweep}/lease.json", _Lease()
-    _acquire(location, name, sweep, mine, waiting)
-    ended, errors = threading.Event(), list[SweepError]()
-    arguments = (location, name, sweep, mine, ended, errors.append)
-    keeper = threading.Thread(target=_keep, args=arguments, daemon=True)
-    keeper.start()
+    _held_here.add(mine.holder)
     try:
-        yield lambda: errors[0] if errors else None
+        _acquire(location, name, sweep, mine, waiting)
+        ended, errors = threading.Event(), list[SweepError]()
+        arguments = (location, name, sweep, mine, ended, errors.append)
+        keeper = threading.Thread(target=_keep, args=arguments, daemon=True)
+        keeper.start()
+        try:
+            yield lambda: errors[0] if errors else None
+        finally:
+            ended.set()
+            keeper.join()
+            with contextlib.suppress(LedgerError):  # it expires
+                if _holder(location, name) == mine.holder:
+                    location.delete(name)
     finally:
-        ended.set()
-        keeper.join()
-        with contextlib.suppress(LedgerError):  # it expires
-            if _holder(location, name) == mine.holder:
-                location.delete(name)
+        _held_here.discard(mine.holder)
 
 
 class LeaseWatch:

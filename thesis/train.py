@@ -1,9 +1,11 @@
 """Training: clips in, a trained model and its losses out. Needs TensorFlow."""
 
 import contextlib
+import errno
 import functools
 import hashlib
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,8 +70,8 @@ def train(
       model: The model to train.
       clips: Training clips.
       config: Steps, batch size, learning rate.
-      checkpoints: Folder for checkpoints; training resumes from the newest one in it, unless that
-        is of a model with other weights.
+      checkpoints: Folder for checkpoints, made if need be, but not what it is in; training resumes
+        from the newest one in it, unless that is of a model with other weights.
       summaries: Folder for TensorBoard: loss, norm of the gradient before clipping and learning
         rate at every report.
 
@@ -81,6 +83,7 @@ def train(
       DivergedError: The loss or its gradient became NaN or infinite, or the reported loss is
         `EXPLODED` times the first reported one.
       ValueError: The clips have other frames than those that the model decodes.
+      FileNotFoundError: The folder of checkpoints, or what it is to be made in, is gone.
     """
     optimizer = tf_keras.optimizers.legacy.Adam(
         tf_keras.optimizers.schedules.ExponentialDecay(
@@ -141,7 +144,7 @@ def train(
                     raise DivergedError(report.step, report.loss, what)
             # What has exploded is not kept: it would pass for sound when it is resumed.
             if manager and report.step % config.checkpoint_every == 0:
-                manager.save()
+                _save(manager)
             if due:
                 yield report
 
@@ -264,6 +267,7 @@ def _checkpoint_manager(
     """
     if folder is None:
         return None, None
+    folder.mkdir(exist_ok=True)
     weights = sorted((name, *weight.shape) for name, weight in model.decoder.weights.items())
     held = repr((weights, *model.reverb.shape))
     name = f"{hashlib.sha256(held.encode()).hexdigest()[:8]}-step"
@@ -273,6 +277,13 @@ def _checkpoint_manager(
     )
     newest = manager.latest_checkpoint
     return manager, newest if newest and Path(newest).name.startswith(name) else None
+
+
+def _save(manager: Any) -> None:
+    """Saves a checkpoint, unless its folder is gone: TensorFlow would make it and all above it."""
+    if not Path(manager.directory).is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), manager.directory)
+    manager.save()
 
 
 def _optimization(model: Model, optimizer: Any, clip_norm: float) -> tuple[Any, Any]:

@@ -1,7 +1,9 @@
 """One candidate from start to end: what is recorded when it goes well, and when it does not."""
 
+import errno
 import json
 import math
+import os
 import subprocess
 import sys
 from dataclasses import asdict, fields, replace
@@ -12,6 +14,7 @@ import pytest
 
 from sweeps import __version__
 from sweeps.config import find_run, load_run, parse_candidate, parse_run
+from sweeps.errors import LedgerError
 from sweeps.evaluate import ARTIFACTS, SUMMARIES, evaluate, rung_steps, stages
 from sweeps.trial import Measurement, Provenance, Reason, Status
 from thesis import reference
@@ -537,6 +540,18 @@ def test_too_little_memory_is_a_reason(task_of, measure, tmp_path, monkeypatch):
         monkeypatch.setattr("thesis.train.train", raising(error))
         trial = failed(task_of(), tmp_path, measure, Reason.OUT_OF_MEMORY)
         assert type(error).__name__ in trial.detail
+
+
+def test_a_full_disk_is_not_the_candidate_s_fault(task_of, measure, tmp_path, monkeypatch):
+    from thesis._ddsp import tf
+
+    words = os.strerror(errno.ENOSPC)
+    checkpoint = tf.errors.ResourceExhaustedError(None, None, f"ckpt-1.tempstate7; {words}")
+    for error in (OSError(errno.ENOSPC, words), checkpoint):
+        monkeypatch.setattr("thesis.train.train", raising(error))
+        with pytest.raises(LedgerError, match=words) as caught:
+            evaluate(task_of(), workdir=tmp_path, measure=measure)
+        assert caught.value.hint.startswith("free some space")
 
 
 def test_an_unexpected_error_is_recorded_with_its_message(task_of, measure, tmp_path, monkeypatch):

@@ -137,6 +137,22 @@ def test_a_checkpoint_of_other_weights_is_not_mixed_with_these(
     np.testing.assert_allclose(losses(begun_anew), losses(expected), rtol=1e-6)
 
 
+def test_a_folder_of_checkpoints_that_is_gone_is_not_made_anew(
+    make_model, clips, small, every_step, tmp_path
+):
+    folder = tmp_path / "sweep" / "checkpoints"
+    folder.parent.mkdir()
+    config = replace(small.train, checkpoint_every=1)
+    running = train(make_model(), clips, config, checkpoints=folder)
+    next(running)
+    folder.parent.rename(tmp_path / "away")
+    with pytest.raises(FileNotFoundError):
+        list(running)
+    with pytest.raises(FileNotFoundError):
+        list(train(make_model(), clips, config, checkpoints=folder))
+    assert not folder.parent.exists()
+
+
 def test_the_same_seed_gives_the_same_curve_and_another_seed_another(
     make_model, clips, small, every_step
 ):
