@@ -137,6 +137,7 @@ class Driver:
         self._running: set[Candidate] = set()
         self._attempts = {attempt.candidate.id: attempt for attempt in started}
         self._again: deque[Attempt] = deque()
+        self._suspects: set[Candidate] = set()
         self.on_event = on_event
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -159,9 +160,13 @@ class Driver:
         return self.wishes.draining or self.wishes.stopping
 
     @property
+    def _on_record(self) -> int:
+        return self._finished + len(self.recorded)
+
+    @property
     def complete(self) -> bool:
         """Whether no other candidate is to be started."""
-        enough = self._finished + len(self.recorded) + len(self._running) >= self._budget.trials
+        enough = self._on_record + len(self._running) >= self._budget.trials
         nothing_left = self.exhausted and not self._again
         return enough or nothing_left or self.wishes.draining or self.stopped
 
@@ -179,8 +184,10 @@ class Driver:
                 if not self._running:
                     self.used_up = f"{self._budget.train_steps:,} training steps"
                 return None
-            if self._again:
-                return self._begin(self._again.popleft())
+            if again := self._next_again():
+                return self._begin(again)
+            if self._on_record + len(self._running) + len(self._again) >= self._budget.trials:
+                return None  # those that wait are the missing ones
             candidate = self._search.propose()
             if candidate is None:
                 self.exhausted = True
@@ -189,6 +196,19 @@ class Driver:
             if infeasible is None:
                 return self._begin(self._attempts.get(candidate.id, Attempt(candidate)))
             self._record(infeasible)
+        return None
+
+    def _next_again(self) -> Attempt | None:
+        """Returns what is to be tried again and may run now.
+
+        Of a node that runs out of memory Ray kills several workers, and cannot tell which one took
+        it. Where they are not tried again together, no candidate is killed twice by one other.
+        """
+        waits = not self._suspects.isdisjoint(self._running)
+        for attempt in self._again:
+            if not (waits and attempt.candidate in self._suspects):
+                self._again.remove(attempt)
+                return attempt
         return None
 
     def _begin(self, attempt: Attempt) -> Attempt:
@@ -231,6 +251,8 @@ class Driver:
             return
         self._running.discard(candidate)
         self._again.append(attempt)
+        if reason is Reason.OUT_OF_MEMORY:
+            self._suspects.add(candidate)
         # The next worker tells the ledger that it is at it, and for how many times before. Until
         # then it is for a launch after this one only.
         with contextlib.suppress(LedgerError):
@@ -243,7 +265,7 @@ class Driver:
         self._attempts.pop(trial.id, None)
         self.recorded.append(trial)
         self._steps_spent += trial.provenance.train_steps
-        if (self._finished + len(self.recorded)) % COMPACT_EVERY == 0:
+        if self._on_record % COMPACT_EVERY == 0:
             with contextlib.suppress(LedgerError):  # it was for speed only; no record is lost
                 self.shared.ledger.compact()
         self._search.record(trial)

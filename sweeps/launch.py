@@ -10,6 +10,7 @@ Only this module and its helpers (`sweeps.cluster`, `sweeps.loggers`, `sweeps.re
 """
 
 import json
+import pickle
 import signal
 import threading
 from collections import Counter
@@ -21,15 +22,18 @@ from typing import Any
 
 import numpy as np
 from ray import tune
-from ray.exceptions import OutOfMemoryError
+from ray.air.execution._internal import RayActorManager
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.tune.execution import tune_controller
 from ray.tune.experiment import Trial as RayTrial
-from ray.tune.search import Searcher
+from ray.tune.search import Searcher, SearchGenerator
 
 from sweeps import __version__
 from sweeps.attempt import Shared
 from sweeps.cluster import CLIENT, Slots, alive_nodes, check_fits, check_nodes, cluster
 from sweeps.config import RunConfig
 from sweeps.driver import Budget, Driver, Wishes
+from sweeps.errors import LedgerError
 from sweeps.lease import leased
 from sweeps.ledger import Ledger, SweepFacts, list_sweeps
 from sweeps.loggers import Loggers, check_installed
@@ -140,7 +144,7 @@ def launch(
         enough CPUs for a trial, a node lacks what trials need, or it cannot be logged to what was
         asked for.
       DatasetError: There is no dataset.
-      LedgerError: The storage cannot be used.
+      LedgerError: The storage cannot be used, or records went missing.
     """
     wishes = wishes or Wishes()
     if address and address.startswith(CLIENT):
@@ -224,6 +228,11 @@ def launch(
         _run(driver, address, ship, scratch, loggers)
     # A worker that was stopped may have recorded a trial that the driver has not heard of.
     held = len(ledger.ids())
+    if gone := max(0, len(on_record) + len(driver.recorded) - held):
+        raise LedgerError(
+            f"{gone} records of {ledger.uri} are gone: somebody removed them",
+            hint="restore them, or launch again: what they held is run again",
+        )
     return LaunchReport(
         name,
         ledger.uri,
@@ -307,8 +316,20 @@ def _of_other_releases(ledger: Ledger) -> str:
     )
 
 
-class _Proposals(Searcher):
+class _Search(SearchGenerator):
     """Ray Tune's view of the search."""
+
+    def __init__(self, driver: Driver) -> None:
+        super().__init__(_Proposals(driver))
+        self._driver = driver
+
+    def is_finished(self) -> bool:
+        # For Tune's own, once finished is finished for good, even if the last trial's worker dies.
+        return self._driver.complete
+
+
+class _Proposals(Searcher):
+    """What runs next, in Ray Tune's words."""
 
     def __init__(self, driver: Driver) -> None:
         super().__init__()
@@ -316,13 +337,13 @@ class _Proposals(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         attempt = self._driver.next_attempt()
-        if attempt is not None:
-            return {
-                "attempt": attempt.to_json(),
-                "generation": self._driver.generation,
-                "report_seconds": self._driver.report_seconds,
-            }
-        return Searcher.FINISHED if self._driver.complete else None
+        if attempt is None:
+            return None
+        return {
+            "attempt": attempt.to_json(),
+            "generation": self._driver.generation,
+            "report_seconds": self._driver.report_seconds,
+        }
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -361,7 +382,9 @@ class _Watcher(tune.Callback):
     def on_trial_error(
         self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any
     ) -> None:
-        self._driver.lost(_candidate(trial), *_loss(trial.get_pickled_error()))
+        # Tune's own reader of it looks where nothing is before the end of the run.
+        error = pickle.loads(Path(trial.pickled_error_file).read_bytes())
+        self._driver.lost(_candidate(trial), *_loss(error))
 
     def on_step_end(self, iteration: int, trials: list[RayTrial], **info: Any) -> None:
         self._driver.waited()
@@ -387,11 +410,14 @@ def _candidate(trial: RayTrial) -> Candidate:
     return Attempt.from_json(trial.config["attempt"]).candidate
 
 
-def _loss(error: Exception | None) -> tuple[str, Reason | None]:
+def _loss(error: Exception) -> tuple[str, Reason | None]:
     """Returns how a worker died, in a line, and what is to blame; None where its node died."""
-    said = str(error)
-    cause = said.strip().rpartition("\n")[2].partition(" Some common causes")[0].strip()
-    if isinstance(error, OutOfMemoryError) or "OOM" in cause:
+    said = str(error).strip()
+    *above, last = said.split("\n")
+    # What Ray's memory monitor has killed comes with pages of advice below the line that tells.
+    told = [line for line in above if "running low on memory" in line]
+    cause = (told or [last])[0].partition(" Some common causes")[0].strip()
+    if told or "OOM" in cause:
         return cause, Reason.OUT_OF_MEMORY
     return cause, None if "its node has died" in said else Reason.CRASHED
 
@@ -458,18 +484,49 @@ def _responding(number: signal.Signals, *responses: Callable[[], None]) -> Itera
         signal.signal(number, before)
 
 
+class _ActorManager(RayActorManager):
+    """Tune's, for which some ways to lose a worker are unexpected, and end everything."""
+
+    def _actor_start_failed(self, tracked_actor: Any, exception: Exception) -> None:
+        super()._actor_start_failed(tracked_actor, _as_death(exception))
+
+    def _actor_task_failed(self, tracked_actor_task: Any, exception: Exception) -> None:
+        super()._actor_task_failed(tracked_actor_task, _as_death(exception))
+
+
+def _as_death(error: Exception) -> Exception:
+    """Returns what became of a worker as an error that Tune knows what to do about.
+
+    What Ray's memory monitor has killed comes with an error that is not an actor's.
+    """
+    unknown = isinstance(error, RayError) and not isinstance(error, RayTaskError | RayActorError)
+    return RayActorError(error_msg=str(error)) if unknown else error
+
+
+@contextmanager
+def _every_loss_expected() -> Iterator[None]:
+    controller: Any = tune_controller
+    before = controller.RayActorManager
+    controller.RayActorManager = _ActorManager
+    try:
+        yield
+    finally:
+        controller.RayActorManager = before
+
+
 def _tune(driver: Driver, scratch: Path) -> None:
-    tune.run(
-        type("Worker", (Worker,), {"shared": driver.shared}),
-        name="tune",
-        storage_path=str(scratch),
-        search_alg=_Proposals(driver),
-        num_samples=-1,
-        reuse_actors=True,
-        max_failures=0,  # a candidate whose worker died is given to another one by the driver
-        raise_on_failed_trial=False,
-        stop=_Stopper(driver),
-        callbacks=[_Watcher(driver)],
-        trial_dirname_creator=lambda trial: trial.trial_id,
-        verbose=0,
-    )
+    with _every_loss_expected():
+        tune.run(
+            type("Worker", (Worker,), {"shared": driver.shared}),
+            name="tune",
+            storage_path=str(scratch),
+            search_alg=_Search(driver),
+            num_samples=-1,
+            reuse_actors=True,
+            max_failures=0,  # a candidate whose worker died is given to another one by the driver
+            raise_on_failed_trial=False,
+            stop=_Stopper(driver),
+            callbacks=[_Watcher(driver)],
+            trial_dirname_creator=lambda trial: trial.trial_id,
+            verbose=0,
+        )

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
 from sweeps.driver import Wishes
 from sweeps.errors import SweepError
@@ -59,8 +59,10 @@ def launch_there(
         return cast(Report, ray.get(running))
     except RayTaskError as error:
         raise error.cause from error
-    except RayActorError as error:
-        cause = str(error).strip().rpartition("\n")[2]
+    except (RayActorError, OutOfMemoryError) as error:
+        said = str(error).strip()
+        killed = isinstance(error, OutOfMemoryError)
+        cause = said.partition("\n")[0] if killed else said.rpartition("\n")[2]
         raise SweepError(
             f"the launch on the cluster has gone: {cause}",
             hint="launch again to continue, what was finished is on record; the cluster's nodes "

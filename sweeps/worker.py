@@ -15,7 +15,7 @@ from typing import Any, ClassVar, cast
 
 import ray
 from ray import tune
-from ray.exceptions import RayActorError, TaskUnschedulableError
+from ray.exceptions import OutOfMemoryError, RayActorError, TaskUnschedulableError
 from ray.tune import PlacementGroupFactory
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -34,7 +34,7 @@ _ELSEWHERE = 2
 """Other nodes that a measurement is tried on when this one's reference drifts."""
 
 _METER_ATTEMPTS = 5
-"""How often a measurement is tried when the worker that owns the measuring actor goes away."""
+"""How often a measurement is tried when the measuring actor goes away."""
 
 
 class Worker(tune.Trainable):
@@ -134,7 +134,7 @@ class _Meters:
         for node in self._others(here):
             if found[-1].reference_drift <= MAX_DRIFT:
                 break
-            with contextlib.suppress(RayActorError, TaskUnschedulableError):  # it has gone away
+            with contextlib.suppress(RayActorError, OutOfMemoryError, TaskUnschedulableError):
                 found.append(self._measure(node, *work))
         return min(found, key=lambda measurement: measurement.reference_drift)
 
@@ -152,8 +152,8 @@ class _Meters:
         for _ in range(_METER_ATTEMPTS - 1):
             try:
                 return ask()
-            except RayActorError:
-                # It went with the worker that had made it.
+            except (RayActorError, OutOfMemoryError):
+                # It went with the worker that had made it, or for memory that others took.
                 del self._actors[node]
         return ask()
 

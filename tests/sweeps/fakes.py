@@ -7,7 +7,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +28,23 @@ from thesis.measure import RtfMeasurement
 STEPS = 4
 
 Stages = Generator[Progress, None, Trial]
+
+
+@contextmanager
+def small_cluster() -> Iterator[None]:
+    """A Ray cluster of two CPUs, which launches of this process use: a start costs seconds."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=2,
+        object_store_memory=80 * 2**20,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    yield
+    ray.shutdown()
 
 
 def evaluator(name: str) -> str:
@@ -82,7 +100,9 @@ def quick(task: Task, *, workdir: Path, measure: Measure, step_seconds: float = 
     first = int(checkpoint.read_text()) if checkpoint.exists() else 0
     for step in range(first, STEPS):
         time.sleep(step_seconds)
-        checkpoint.write_text(str(step + 1))
+        new = workdir / "step.new"
+        new.write_text(str(step + 1))
+        new.replace(checkpoint)  # whole or not at all, as TensorFlow's are
         yield Progress("train", step + 1, STEPS, train_loss=1.0 / (step + 1))
     (workdir / "artifacts").mkdir(exist_ok=True)
     (workdir / "artifacts" / "decoder.onnx").write_bytes(task.candidate.id.encode())
@@ -127,6 +147,28 @@ def hungry(task: Task, *, workdir: Path, measure: Measure) -> Stages:
     kept = sys.modules.setdefault("kept by hungry", ModuleType("kept"))
     setattr(kept, task.candidate.id, b"x" * (64 * 2**20))
     return (yield from quick(task, workdir=workdir, measure=measure))
+
+
+def greedy(task: Task, *, workdir: Path, measure: Measure) -> Stages:
+    """As `quick`, but one of five channels takes 8 GB, and keeps them."""
+    yield Progress("build", 0, STEPS)
+    if task.candidate["channels"] == 5:
+        taken = []
+        for _ in range(64):
+            taken.append(b"x" * 2**27)
+            time.sleep(0.02)
+        time.sleep(60)
+    return (yield from quick(task, workdir=workdir, measure=measure))
+
+
+def clock_set_back(task: Task, *, workdir: Path, measure: Measure) -> Stages:
+    """As `quick`, and in the middle of each trial the clock of its process is set back."""
+    began, now = time.time(), time.time
+    running = quick(task, workdir=workdir, measure=measure)
+    yield next(running)
+    time.time = lambda: now() - 3600
+    trial = yield from running
+    return replace(trial, provenance=Provenance(started_at=began, finished_at=time.time()))
 
 
 def moody(task: Task, *, workdir: Path, measure: Measure) -> Stages:

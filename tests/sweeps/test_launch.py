@@ -314,6 +314,20 @@ def test_a_worker_killed_for_its_memory_is_out_of_memory(shared):
     assert [t.reason for t in driver.recorded] == [Reason.OUT_OF_MEMORY]
 
 
+def test_candidates_that_ran_when_memory_ran_out_are_not_tried_again_together(shared):
+    driver = driver_of(shared, missing=4, slots=3)
+    killed = [driver.next_attempt().candidate for _ in range(3)]
+    for candidate in killed:
+        driver.lost(candidate, "killed", Reason.OUT_OF_MEMORY)
+    first, fresh = driver.next_attempt(), driver.next_attempt()
+    assert first.candidate == killed[0]
+    assert fresh.candidate not in killed
+    assert driver.next_attempt() is None  # the other two are the missing ones
+    driver.ended(trial_of("s", first.candidate))
+    assert driver.next_attempt().candidate == killed[1]
+    assert driver.next_attempt() is None
+
+
 def test_a_node_that_goes_away_is_not_the_candidate_s_fault(shared):
     driver = driver_of(shared, missing=1)
     for losses in range(MAX_LOSSES):
@@ -672,11 +686,20 @@ def test_whatever_becomes_of_a_trial_it_is_a_record(cluster, start):
         None,
         None,
     ]
-    assert by_width[2].detail.startswith("3 workers died of it, 0 were lost with their node; ")
+    assert by_width[2].detail.startswith(
+        "3 workers died of it, 0 were lost with their node; The actor is dead because its worker "
+    )
     assert by_width[3].measurement.val_loss == 10 / 3
     retries = Counter(e.candidate["channels"] for e in events if isinstance(e, TrialRetried))
     assert retries == {2: 2, 3: 1}
     assert report.finished == 8
+
+
+def test_a_worker_that_dies_of_the_last_trial_is_replaced_too(cluster, start):
+    # One at a time, and the one that kills a worker when no other is left to begin.
+    run = run_of({"DilatedConvStack.channels": (6, 3)}, "sweep.sampler = 'grid'")
+    report = start(2, run=run, evaluate="moody", max_concurrent=1)
+    assert [t.status for t in report.recorded] == [Status.COMPLETED] * 2
 
 
 def test_an_exhausted_space_ends_the_sweep_with_fewer_trials(cluster, start):
