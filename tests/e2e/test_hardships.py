@@ -162,7 +162,7 @@ def test_a_sweep_on_s3_is_interrupted_continued_and_queried(cluster, sweep, s3, 
     before = Ledger.open(sweep.storage, "s").trials()
     assert 2 <= len(before) < len(WIDTHS)
 
-    status, _ = sweep.launch("slow")
+    status, _ = sweep.launch()
     assert status == 0
     sweep.assert_whole()
     ledger = Ledger.open(sweep.storage, "s")
