@@ -1,14 +1,17 @@
 """The ledger: every finished trial of every sweep, as files on any storage that pyarrow knows.
 
-A storage location is a local folder, a network mount, or an object store (`s3://`, `gs://`):
+A storage location is a local folder, a network mount, or an object store (`s3://`, `gs://`). It has
+a folder for each sweep, with
 
-    <sweep>/sweep.json                    what the sweep is (`SweepFacts`)
-    <sweep>/trials/<trial id>.parquet     one record of one finished trial; never changed
-    <sweep>/trials/merged-<n>/*.parquet   the same records, many to a file (`Ledger.compact`)
-    <sweep>/started/<trial id>.json       candidates that somebody works on
-    <sweep>/models/<trial id>/            artefacts; `complete.json` names the folder that counts
-    <sweep>/work/<trial id>/              of a running trial: its work folder; in object stores,
-                                          what was last kept of it, as artefacts are
+    sweep.json                    what the sweep is (`SweepFacts`)
+    lease.json                    who launches it (`sweeps.lease`)
+    trials/<trial id>.parquet     one record of one finished trial; never changed
+    trials/merged-<n>/*.parquet   the same records, many to a file (`Ledger.compact`)
+    started/<trial id>.json       candidates that somebody works on
+    models/<trial id>/            artefacts; `complete.json` names the folder that counts
+    work/<trial id>/              of a running trial: its work folder; in object stores, what was
+                                  last kept of it, as artefacts are
+    dataset/                      if it was shipped (`sweeps.shipping`)
 
 Any number of processes may append, compact and read at once, without locks:
 
