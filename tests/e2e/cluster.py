@@ -9,6 +9,7 @@ import os
 import secrets
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,7 +21,6 @@ ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # 127.0.0.1 only, as Ray has it on laptops
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
-    "RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S": "15",
     # What is gone is noticed within seconds, not after a minute.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
     "RAY_raylet_start_wait_time_s": "120",
@@ -93,7 +93,7 @@ class Cluster:
         folder.mkdir(exist_ok=True)
         self._folder, self._port = folder, port
         self.address = f"127.0.0.1:{port}"
-        self.client_address = f"ray://127.0.0.1:{port + 1}"
+        self._client_server: subprocess.Popen[bytes] | None = None
         self._variables = variables
         self.head, self.others = Node("head", port, folder, **variables), list[Node]()
         try:
@@ -109,17 +109,43 @@ class Cluster:
         self.others.append(Node("node", self._port, self._folder, **self._variables))
         self.others[-1].wait()
 
+    def serve_clients(self) -> str:
+        """Starts a server for Ray clients, and returns its address.
+
+        It is one process. That of a head forks one for each client, from a process with threads,
+        and now and then such a child hangs (hence `sweeps.cluster` tries several times).
+        """
+        port = self._port + 1
+        self._client_server = subprocess.Popen(
+            [sys.executable, "-m", "ray.util.client.server", "--mode=legacy", "--host=127.0.0.1",
+             f"--port={port}", f"--address={self.address}"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env={**os.environ, **ENVIRONMENT},
+        )  # fmt: skip
+        wait_until(lambda: _listens(port))
+        return f"ray://127.0.0.1:{port}"
+
     @property
     def nodes(self) -> list[Node]:
         return [self.head, *self.others]
 
     def stop(self) -> None:
+        if self._client_server is not None:
+            self._client_server.kill()
+            self._client_server.wait()
         for node in self.nodes:
             node.stop()
 
 
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError):
+        socket.create_connection(("127.0.0.1", port)).close()
+        return True
+    return False
+
+
 def _head(port: int, folder: str) -> dict[str, object]:
-    return {"temp_dir": folder, "gcs_server_port": port, "ray_client_server_port": port + 1}
+    return {"temp_dir": folder, "gcs_server_port": port}
 
 
 def main(kind: str, port: int, folder: str) -> None:

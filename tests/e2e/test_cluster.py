@@ -82,7 +82,8 @@ def start(storage, tmp_path):
 @pytest.mark.timeout(280)
 def test_through_a_client_server_the_driver_runs_on_the_cluster(nodes, start, storage, tmp_path):
     dataset = make_dataset(tmp_path / "data")
-    driver = start(dataset, "slow", nodes.client_address)
+    address = nodes.serve_clients()
+    driver = start(dataset, "slow", address)
     wait_until(lambda: len(list(storage.glob("s/trials/[!_]*"))) >= 1, 120)
     driver.send_signal(signal.SIGINT)
     output, _ = driver.communicate(timeout=60)
@@ -90,7 +91,7 @@ def test_through_a_client_server_the_driver_runs_on_the_cluster(nodes, start, st
     assert "[1/4]" in output
     assert "launch again to continue" in output
 
-    output, _ = start(dataset, "slow", nodes.client_address).communicate(timeout=120)
+    output, _ = start(dataset, "slow", address).communicate(timeout=120)
     assert "'s' has 4 of 4 trials" in output
     assert len(Ledger.open(storage, "s").ids()) == 4
 
