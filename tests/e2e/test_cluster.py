@@ -27,7 +27,7 @@ name, dataset, storage, evaluator, measurer, address, ship = sys.argv[1:]
 run = run_of({"DilatedConvStack.channels": tuple(range(1, 41))})
 try:
     with SweepProgress() as show:
-        report = launch(name, run, dataset=dataset, trials=4, storage=storage, ship=ship == "ship",
+        report = launch(name, run, dataset=dataset, trials=8, storage=storage, ship=ship == "ship",
                         evaluator=evaluator, measurer=measurer, address=address, on_event=show)
 except UserError as error:
     sys.exit(f"error: {error.message}")
@@ -88,12 +88,12 @@ def test_through_a_client_server_the_driver_runs_on_the_cluster(nodes, start, st
     driver.send_signal(signal.SIGINT)
     output, _ = driver.communicate(timeout=60)
     assert driver.returncode == 130, output
-    assert "[1/4]" in output
+    assert "[1/8]" in output
     assert "launch again to continue" in output
 
     output, _ = start(dataset, "slow", address).communicate(timeout=120)
-    assert "'s' has 4 of 4 trials" in output
-    assert len(Ledger.open(storage, "s").ids()) == 4
+    assert "'s' has 8 of 8 trials" in output
+    assert len(Ledger.open(storage, "s").ids()) == 8
 
 
 @pytest.fixture
