@@ -20,6 +20,7 @@ import sweeps
 import thesis
 from sweeps.errors import SweepError
 from sweeps.reaper import reaping
+from thesis.environ import environment
 
 CLIENT = "ray://"
 """Addresses of Ray client servers begin so."""
@@ -144,7 +145,7 @@ def cluster(address: str | None, folder: Path, *, ship: bool = False) -> Iterato
     """
     url = ""
     with ExitStack() as stack:
-        stack.enter_context(_environment(_QUIET))
+        stack.enter_context(environment(**_QUIET))
         stack.enter_context(_quiet_logs())
         if not ray.is_initialized():
             stack.enter_context(reaping(folder if address is None else None))
@@ -214,20 +215,6 @@ def _loopback_only() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
-
-
-@contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 @contextmanager

@@ -403,7 +403,7 @@ class Ledger:
 
     def _delete_leftover_work(self) -> None:
         """Deletes what a worker kept of a trial that somebody else had recorded meanwhile."""
-        kept, on_record = self.location.entries(f"{self.name}/work"), self.ids()
+        kept, on_record = self.location.entries(_work(self.name)), self.ids()
         for info in kept:
             if info.base_name in on_record:
                 self.location.delete_folder(self._work(info.base_name))
@@ -688,7 +688,7 @@ class Ledger:
         return f"{self.name}/models/{trial_id}"
 
     def _work(self, trial_id: str) -> str:
-        return f"{self.name}/work/{trial_id}"
+        return f"{_work(self.name)}/{trial_id}"
 
 
 class _Mark(NamedTuple):
@@ -825,6 +825,10 @@ def _facts(sweep: str) -> str:
 
 def _started(sweep: str) -> str:
     return f"{sweep}/started"
+
+
+def _work(sweep: str) -> str:
+    return f"{sweep}/work"
 
 
 def _complete(place: str) -> str:

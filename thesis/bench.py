@@ -39,10 +39,10 @@ from thesis.bench_variants import (
 from thesis.bundle import CONTROLS_FILE, ModelBundle, load_bundle
 from thesis.conditions import conditions, observe
 from thesis.data import Dataset, load_dataset
+from thesis.environ import environment
 from thesis.errors import BenchError, ExportError
 from thesis.measure import QUANTILE, pinned_to_one_core, processor, ratio_interval
 from thesis.runtimes import runtime
-from thesis.runtimes.contract import environment
 
 BLOCKS: tuple[Block, ...] = (64, 256, 1024, 2048, "clip")
 """Samples. Hosts of plugins ask for 64 to 2,048 at a time."""

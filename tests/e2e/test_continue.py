@@ -56,8 +56,9 @@ class Sweep:
         return {f.stem for f in (self.folder / "started").glob("[!_]*.json")}
 
     def in_training(self):
-        """Candidates that have a checkpoint."""
-        return {f.parent.name for f in (self.folder / "work").glob("*/step")}
+        """Candidates that have a checkpoint and no record."""
+        saved = {f.parent.name for f in (self.folder / "work").glob("*/step")}
+        return saved - set(self.records())  # in this order: one may be recorded meanwhile
 
 
 def processes(driver):

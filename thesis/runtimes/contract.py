@@ -4,7 +4,6 @@ The guarantees are written here and tested for all runtimes by one suite,
 `tests/thesis/runtimes/test_contract.py`.
 """
 
-import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -268,18 +267,3 @@ class Runtime(ABC):
         except Exception as error:  # each runtime raises a family of its own, without a base
             first = str(error).strip().partition("\n")[0]
             raise ExportError(f"{said}: {first}", hint=hint) from error
-
-
-@contextmanager
-def environment(**variables: str) -> Iterator[None]:
-    """Sets environment variables that a package reads when it is imported, and unsets them."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from thesis.environ import environment
 from thesis.quantise import nodes_of_norms
 from thesis.runtimes import contract
-from thesis.runtimes.contract import Floats, Quantisation, TrainedDecoder, environment
+from thesis.runtimes.contract import Floats, Quantisation, TrainedDecoder
 
 _SETTINGS = {
     "INFERENCE_NUM_THREADS": 1,
