@@ -18,18 +18,19 @@ import numpy.typing as npt
 from analysis.search_figure import Band, draw_search
 from benchmarks import _curves
 from benchmarks import _harness as harness
-from sweeps.config import RunConfig, find_run, load_run
+from sweeps.config import DEFAULT_RUNGS, RunConfig, find_run, load_run
+from sweeps.evaluate import rung_steps
 from sweeps.pareto import hypervolume, non_dominated
 from sweeps.search import Search
 from sweeps.space import Choice, SearchSpace
-from sweeps.stopping import stopping_rule
+from sweeps.stopping import Waiting, stopping_rule
 from sweeps.tables import print_table
 from sweeps.trial import AxisValue, Candidate, Provenance, Reason, Trial
 
 NAME = "search"
 WORKERS = 2
-RUNGS = (40, 80, 160)
-"""Steps of 300, of those recorded: `sweeps.config.DEFAULT_RUNGS`."""
+STEPS = 300
+"""Of every trial that was recorded."""
 TARGET = 0.999
 """Share of the hypervolume of all candidates that counts as having reached it."""
 VALIDATION_STEPS = 6
@@ -45,14 +46,20 @@ class Strategy:
     sampler: str
     stopping: str
     options: tuple[str, ...] = ()
-    rungs: tuple[int, ...] = RUNGS
+    steps: tuple[int, ...] | None = None
+
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """Training steps at which the rule is asked: a run's own, unless `steps` says which."""
+        default = rung_steps(DEFAULT_RUNGS[self.stopping], STEPS, every=10)
+        return tuple(default) if self.steps is None else self.steps
 
     @property
     def name(self) -> str:
         """What tables call it."""
         values = [option.partition("=")[2] for option in self.options]
-        if self.stopping == "asha":
-            values.append("steps " + " ".join(map(str, self.rungs)))
+        if self.steps:
+            values.append("steps " + " ".join(map(str, self.steps)))
         return " ".join([f"{self.sampler},", self.stopping, ", ".join(values)]).strip()
 
     def run(self) -> RunConfig:
@@ -65,31 +72,41 @@ def _bound(sampler: str, confidence: float) -> Strategy:
     return Strategy(sampler, "bound", (f"sweep.confidence={confidence}",))
 
 
+def _deferring(sampler: str, confidence: float, steps: tuple[int, ...] | None = None) -> Strategy:
+    return Strategy(sampler, "defer", (f"sweep.confidence={confidence}",), steps)
+
+
 def _halving(sampler: str, factor: int, rungs: tuple[int, ...]) -> Strategy:
     return Strategy(sampler, "asha", (f"sweep.reduction_factor={factor}",), rungs)
 
 
 REFERENCE = Strategy("random", "none")
-BEST = _bound("tpe", 0.8)
-"""Whose share is the benchmark's value: sampler and confidence are the defaults."""
+BEST = _deferring("tpe", 0.9)
+"""Whose share is the benchmark's value."""
 
 STRATEGIES = (
     REFERENCE,
     _bound("random", 0.9),
     _bound("random", 0.8),
     _bound("random", 0.7),
+    _deferring("random", 0.9),
+    _deferring("random", 0.8),
     _halving("random", 3, (30, 80, 240)),  # three times as many steps at each rung
-    _halving("random", 2, RUNGS),
+    _halving("random", 2, (40, 80, 160)),
     _halving("random", 2, (160,)),
     Strategy("tpe", "none"),
     _bound("tpe", 0.9),
-    BEST,
+    _bound("tpe", 0.8),
     _bound("tpe", 0.7),
-    _halving("tpe", 2, RUNGS),
+    BEST,
+    _deferring("tpe", 0.8),
+    _deferring("tpe", 0.8, (40, 80, 160)),
+    _halving("tpe", 2, (40, 80, 160)),
     Strategy("nsga2", "none"),
     _bound("nsga2", 0.8),
+    _deferring("nsga2", 0.9),
 )
-DRAWN = (REFERENCE, _bound("random", 0.8), BEST, _halving("random", 2, RUNGS))
+DRAWN = (REFERENCE, _bound("tpe", 0.8), BEST, _halving("random", 2, (40, 80, 160)))
 
 
 @dataclass
@@ -102,6 +119,7 @@ class Replay:
       stopped: The trials that were stopped.
       steps: Training steps of the whole sweep.
       validations: Rungs that trials came to.
+      resumed: Trials that went on after they had waited.
     """
 
     spent: list[int] = field(default_factory=list)
@@ -109,49 +127,121 @@ class Replay:
     stopped: list[Trial] = field(default_factory=list)
     steps: int = 0
     validations: int = 0
+    resumed: int = 0
 
 
 def replay(table: Sequence[Trial], strategy: Strategy, run: RunConfig, seed: int) -> Replay:
     """Goes through all trials of a table, `WORKERS` at a time, all equally fast."""
-    order = _Order(table, run, seed)
-    rule = stopping_rule(run.sweep)
-    result = Replay()
-    running: list[tuple[int, int, int, Trial]] = []  # time, tie, rungs done, trial
+    return _Replay(table, strategy, run, seed).result()
 
-    def begin(now: int) -> None:
-        trial = order.next()
-        if trial is not None:
-            step = (*strategy.rungs, trial.provenance.train_steps)[0]
-            heapq.heappush(running, (now + step, order.given, 0, trial))
 
-    for _ in range(WORKERS):
-        begin(0)
-    while running:
-        now, tie, done, trial = heapq.heappop(running)
-        steps = trial.provenance.train_steps
-        ends = (*strategy.rungs, steps)
-        if done == len(strategy.rungs):
-            record = replace(trial, provenance=replace(trial.provenance, finished_at=now))
-            result.steps += steps
-            result.finished.append(record)
-            # What runs has been trained up to now as well.
-            left = [(t, (*strategy.rungs, steps)[rung]) for t, _, rung, _ in running]
-            result.spent.append(result.steps + sum(end - (t - now) for t, end in left))
-        else:
-            reached = _reached(trial, ends[done], now)
-            why = rule.verdict(reached, steps) if strategy.stopping != "none" else None
-            result.validations += strategy.stopping != "none"
-            if why is None:
-                later = now + ends[done + 1] - ends[done]
-                heapq.heappush(running, (later, tie, done + 1, trial))
+@dataclass(frozen=True)
+class _Running:
+    """A trial on its way to a rung, or to its end. They sort by when they come there."""
+
+    at: int
+    number: int
+    rung: int
+    trial: Trial
+
+    def __lt__(self, other: "_Running") -> bool:
+        return (self.at, self.number) < (other.at, other.number)
+
+
+class _Replay:
+    """A sweep's driver, as `sweeps.driver` has it, over trials that are known."""
+
+    def __init__(self, table: Sequence[Trial], strategy: Strategy, run: RunConfig, seed: int):
+        self._order = _Order(table, run, seed)
+        self._rungs = strategy.rungs
+        self._rule = stopping_rule(run.sweep)
+        self._running: list[_Running] = []
+        self._waiting: list[tuple[_Running, Waiting]] = []
+        self._result = Replay()
+
+    def result(self) -> Replay:
+        for _ in range(WORKERS):
+            self._begin(0)
+        while self._running:
+            one = heapq.heappop(self._running)
+            if one.rung == len(self._rungs):
+                self._end(one)
+            elif not self._is_put_off(one):
+                self._go_on(one, one.at)
                 continue
-            record = replace(reached, detail=why)
-            result.steps += ends[done]
-            result.stopped.append(record)
-        rule.learn(record)
-        order.learn(record)
-        begin(now)
-    return result
+            self._begin(one.at)
+        return self._result
+
+    def _begin(self, now: int) -> None:
+        """Has a worker take up what is new, or what waits."""
+        trial = self._order.next()
+        if trial is not None:
+            first = self._ends(trial)[0]
+            heapq.heappush(self._running, _Running(now + first, self._order.given, 0, trial))
+            return
+        while self._waiting:
+            self._judge()
+            one, waiting = self._waiting.pop(0)
+            if not waiting.verdict.stop:
+                self._result.resumed += 1
+                self._go_on(one, now)
+                return
+            self._stop(one, now, waiting.verdict.stop)
+
+    def _is_put_off(self, one: _Running) -> bool:
+        """Asks the rule whether a trial is not to go on from a rung, for now or for good."""
+        steps = one.trial.provenance.train_steps
+        reached = _reached(one.trial, self._rungs[one.rung], one.at)
+        verdict = self._rule.verdict(reached, steps)
+        self._result.validations += 1
+        if verdict.stop:
+            self._stop(one, one.at, verdict.stop)
+            return True
+        if verdict.shortfall > 0 and self._has_better_than(verdict.shortfall):
+            waiting = Waiting(self._rungs[one.rung], verdict, steps, reached)
+            self._waiting.append((one, waiting))
+            return True
+        return False
+
+    def _has_better_than(self, shortfall: float) -> bool:
+        if self._order.left:
+            return True
+        self._judge()
+        return bool(self._waiting) and self._waiting[0][1].verdict.shortfall < shortfall
+
+    def _judge(self) -> None:
+        """Asks the rule anew about those that wait; the one that is to go on first comes first."""
+        judged = [(one, waiting.judged_by(self._rule)) for one, waiting in self._waiting]
+        self._waiting = sorted(judged, key=lambda pair: pair[1].verdict.shortfall)
+
+    def _go_on(self, one: _Running, now: int) -> None:
+        ends = self._ends(one.trial)
+        later = now + ends[one.rung + 1] - ends[one.rung]
+        heapq.heappush(self._running, _Running(later, one.number, one.rung + 1, one.trial))
+
+    def _stop(self, one: _Running, now: int, why: str) -> None:
+        record = replace(_reached(one.trial, self._rungs[one.rung], now), detail=why)
+        self._result.steps += self._rungs[one.rung]
+        self._result.stopped.append(record)
+        self._learn(record)
+
+    def _end(self, one: _Running) -> None:
+        provenance = replace(one.trial.provenance, finished_at=one.at)
+        record = replace(one.trial, provenance=provenance)
+        self._result.steps += record.provenance.train_steps
+        self._result.finished.append(record)
+        # What runs has been trained up to now as well, and what waits up to its rung.
+        begun = sum(self._ends(r.trial)[r.rung] - (r.at - one.at) for r in self._running)
+        begun += sum(waiting.step for _, waiting in self._waiting)
+        self._result.spent.append(self._result.steps + begun)
+        self._learn(record)
+
+    def _learn(self, record: Trial) -> None:
+        self._rule.learn(record)
+        self._order.learn(record)
+
+    def _ends(self, trial: Trial) -> tuple[int, ...]:
+        return (*self._rungs, trial.provenance.train_steps)
 
 
 def _reached(trial: Trial, step: int, now: int) -> Trial:
@@ -176,6 +266,11 @@ class _Order:
         seeded = replace(run.sweep, seed=seed)
         self._search = None if run.sweep.sampler == "random" else Search(run.space, seeded)
         self._distance = _Distance(run.space)
+
+    @property
+    def left(self) -> int:
+        """Number of trials that nobody has begun."""
+        return len(self._left)
 
     def next(self) -> Trial | None:
         if not self._left:
@@ -258,6 +353,7 @@ class Summary:
       removed: Share of the members of the table's front that were stopped.
       sweeps_that_removed: Share of the sweeps that stopped one of them at the least.
       found: Hypervolume in the end, as a share of that of all candidates; the mean.
+      resumed: Trials that went on after they had waited, to one that was begun; the mean.
       band: Hypervolume against steps.
     """
 
@@ -268,6 +364,7 @@ class Summary:
     removed: float
     sweeps_that_removed: float
     found: float
+    resumed: float
     band: Band
 
 
@@ -300,6 +397,7 @@ def summaries(
                 removed=float(lost.mean() / len(front)),
                 sweeps_that_removed=float(np.mean(lost > 0)),
                 found=float(np.mean([v[-1] for _, v in pairs]) / every),
+                resumed=float(np.mean([result.resumed for result in results]) / len(table)),
                 band=_band(pairs, whole, every),
             ),
         )
@@ -357,10 +455,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         [
             name, _cell(s.share), _cell(s.share_of_half), f"{s.cost:.2f}",
             f"{s.cost_with_validation:.2f}", f"{s.removed:.1%}", f"{s.found:.1%}",
+            f"{s.resumed:.2f}",
         ]
         for name, s in found.items()
     ]  # fmt: skip
-    print_table([*columns, "removed", "found"], rows)
+    print_table([*columns, "removed", "found", "resumed"], rows)
     if options.figure:
         draw_search({s.name: found[s.name].band for s in DRAWN}, options.figure)
     details: dict[str, object] = {
@@ -378,6 +477,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "front_members_removed": s.removed,
             "sweeps_that_removed_one": s.sweeps_that_removed,
             "hypervolume_found": s.found,
+            "resumed": s.resumed,
         }
     harness.emit(
         harness.Result(

@@ -34,10 +34,15 @@ class Limits:
 
 
 Sampler = Literal["tpe", "multivariate_tpe", "nsga2", "nsga3", "gp", "random", "grid"]
-Stopping = Literal["none", "bound", "asha"]
+Stopping = Literal["none", "bound", "defer", "asha"]
 
-DEFAULT_RUNGS = (0.13, 0.26, 0.52)
-"""Rungs where a trial may be stopped, if a run names none."""
+DEFAULT_RUNGS: Mapping[str, tuple[float, ...]] = {
+    "none": (),
+    "bound": (0.13, 0.26, 0.52),
+    "defer": (0.06, 0.2, 0.52),
+    "asha": (0.13, 0.26, 0.52),
+}
+"""Rungs of a stopping rule, if a run names none. What waits is not lost, and may wait early."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,8 @@ class SweepConfig:
         10,000; None takes two an axis, ten at the least.
       grid_points: Numbers that 'grid' tries of a range, both ends included, 2 to 1,000.
       stopping: What ends trials before they are trained to their end, see `sweeps.stopping`.
-      confidence: Of 'bound': at least this share of trials ends above their bound, 0.5 to 0.999.
+      confidence: Of 'bound' and 'defer': at least this share of trials ends above their bound, 0.5
+        to 0.999.
       reduction_factor: Of 'asha': of so many trials at a rung one goes on, 2 to 100.
       rungs: Shares of a trial's training after which it is validated as at its end, rising.
       baselines: Axis values of candidates that are tried first, after the model itself. Axes that
@@ -146,8 +152,6 @@ def _sweep(
     if stopping != "none":
         _require_costs(objectives)
     options = _options(given)
-    if rungs is None:
-        rungs = () if stopping == "none" else DEFAULT_RUNGS
     if not all(isinstance(values, Mapping) for values in baselines):
         raise ConfigError(
             f"sweep.baselines = {baselines!r} has the wrong type",
@@ -159,7 +163,7 @@ def _sweep(
         seed,
         Limits(max_receptive_field_seconds, max_parameters, max_rtf_ratio),
         stopping=cast(Stopping, stopping),
-        rungs=_rungs(rungs),
+        rungs=_rungs(DEFAULT_RUNGS[stopping] if rungs is None else rungs),
         baselines=tuple(baselines),
         **options,
     )
@@ -190,7 +194,7 @@ _OPTIONS: Mapping[str, tuple[str, tuple[str, ...], float, float]] = {
     "population_size": ("sampler", ("nsga2", "nsga3"), 2, 10_000),
     "startup_trials": ("sampler", ("tpe", "multivariate_tpe", "gp"), 1, 10_000),
     "grid_points": ("sampler", ("grid",), 2, 1_000),
-    "confidence": ("stopping", ("bound",), 0.5, 0.999),
+    "confidence": ("stopping", ("bound", "defer"), 0.5, 0.999),
     "reduction_factor": ("stopping", ("asha",), 2, 100),
 }
 """What goes with some samplers or stopping rules only, and its range."""

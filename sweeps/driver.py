@@ -20,12 +20,13 @@ from sweeps.progress import (
     Stopping,
     TrialAdvanced,
     TrialBegan,
+    TrialDeferred,
     TrialEnded,
     TrialRetried,
     Waited,
 )
 from sweeps.search import Search, screen
-from sweeps.stopping import StoppingRule
+from sweeps.stopping import StoppingRule, Verdict, Waiting
 from sweeps.trial import Attempt, Candidate, Reason, Trial
 from thesis.data import DatasetFacts
 from thesis.errors import UserError
@@ -136,6 +137,11 @@ class Driver:
         self.wishes = wishes
         self._running: set[Candidate] = set()
         self._attempts = {attempt.candidate.id: attempt for attempt in started}
+        self._deferred = {
+            attempt.candidate: Waiting(attempt.waits_at, Verdict(shortfall=attempt.shortfall))
+            for attempt in self._attempts.values()
+            if attempt.waits_at
+        }
         self._again: deque[Attempt] = deque()
         self._suspects: set[Candidate] = set()
         self.on_event = on_event
@@ -167,36 +173,81 @@ class Driver:
     def complete(self) -> bool:
         """Whether no other candidate is to be started."""
         enough = self._on_record + len(self._running) >= self._budget.trials
-        nothing_left = self.exhausted and not self._again
+        nothing_left = self.exhausted and not self._again and not self._deferred
         return enough or nothing_left or self.wishes.draining or self.stopped
 
     @property
-    def _has_steps_for_another(self) -> bool:
-        """Whether one more trial can be trained to its end, if all that run are."""
+    def _wants_new_ones(self) -> bool:
+        """Whether trials are missing that nobody has begun."""
+        begun = len(self._running) + len(self._again) + len(self._deferred)
+        return not self.exhausted and self._on_record + begun < self._budget.trials
+
+    def _has_steps_for_another(self, done: int = 0) -> bool:
+        """Whether one more trial can be trained to its end, if all that run are.
+
+        Args:
+          done: Steps that it has behind it, if it waits.
+        """
         total = self._budget.train_steps
+        waiting = sum(one.step for one in self._deferred.values()) - done
         needed = self._steps_of_a_trial * (len(self._running) + 1)
-        return total is None or self._steps_spent + needed <= total
+        return total is None or self._steps_spent + waiting + needed <= total
 
     def next_attempt(self) -> Attempt | None:
-        """Returns what to evaluate next; None while there is no free slot, or when `complete`."""
+        """Returns what to evaluate next; None while there is no free slot, or when `complete`.
+
+        What a worker died of comes first, then what is new, then what waits.
+        """
         while not self.complete and len(self._running) < self._slots():
-            if not self._has_steps_for_another:  # unless one that runs is stopped early
-                if not self._running:
+            has_steps = self._has_steps_for_another()
+            if has_steps and (again := self._next_again()):
+                return self._begin(again)
+            if has_steps and self._wants_new_ones:
+                attempt = self._propose()
+            elif (best := self._best_deferred()) and self._has_steps_for_another(
+                self._deferred[best].step
+            ):
+                attempt = self._resume(best)
+            else:
+                if not has_steps and not self._running:  # one that runs may yet be stopped early
                     self.used_up = f"{self._budget.train_steps:,} training steps"
                 return None
-            if again := self._next_again():
-                return self._begin(again)
-            if self._on_record + len(self._running) + len(self._again) >= self._budget.trials:
-                return None  # those that wait are the missing ones
-            candidate = self._search.propose()
-            if candidate is None:
-                self.exhausted = True
-                return None
-            infeasible = screen(self.shared.ledger.name, self.shared.run, candidate, self._data)
-            if infeasible is None:
-                return self._begin(self._attempts.get(candidate.id, Attempt(candidate)))
-            self._record(infeasible)
+            if attempt:
+                return self._begin(attempt)
         return None
+
+    def _propose(self) -> Attempt | None:
+        """Returns a new candidate's attempt; None for one on record at once, or if none is left."""
+        candidate = self._search.propose()
+        if candidate is None:
+            self.exhausted = True
+            return None
+        infeasible = screen(self.shared.ledger.name, self.shared.run, candidate, self._data)
+        if infeasible is None:
+            return self._attempts.get(candidate.id, Attempt(candidate))
+        self._record(infeasible)
+        return None
+
+    def _has_better_than(self, shortfall: float) -> bool:
+        """Whether a trial that falls short by so much would keep a worker from better ones."""
+        if self._wants_new_ones:
+            return True
+        best = self._best_deferred()
+        return best is not None and self._deferred[best].verdict.shortfall < shortfall
+
+    def _best_deferred(self) -> Candidate | None:
+        """Returns which of those that wait comes nearest to what it must; None if none waits."""
+        self._deferred = {c: one.judged_by(self._rule) for c, one in self._deferred.items()}
+        shortfall = {c: one.verdict.shortfall for c, one in self._deferred.items()}
+        return min(shortfall, key=shortfall.__getitem__, default=None)
+
+    def _resume(self, candidate: Candidate) -> Attempt | None:
+        """Returns the attempt of one that waits; None if it is ruled out meanwhile."""
+        waiting = self._deferred.pop(candidate)
+        if waiting.reached and waiting.verdict.stop:
+            self._stop(waiting.reached, waiting.verdict.stop)
+            return None
+        return replace(self._attempts[candidate.id], waits_at=0, shortfall=0.0)
 
     def _next_again(self) -> Attempt | None:
         """Returns what is to be tried again and may run now.
@@ -221,15 +272,33 @@ class Driver:
         self.on_event(TrialBegan(candidate))
 
     def advanced(self, candidate: Candidate, progress: Progress) -> bool:
-        """A trial has come further. Returns whether it is to end here; it is on record then."""
+        """A trial has come further. Returns whether it ends here: on record, or to go on later."""
         reached = progress.reached
-        why = self._rule.verdict(reached, progress.steps) if reached else None
-        if reached is None or why is None:
-            self.on_event(TrialAdvanced(candidate, progress))
-            return False
+        verdict = self._rule.verdict(reached, progress.steps) if reached else Verdict()
+        if reached and verdict.stop:
+            self._stop(reached, verdict.stop)
+            return True
+        if reached and verdict.shortfall > 0 and self._has_better_than(verdict.shortfall):
+            self._defer(reached, progress.steps, verdict)
+            return True
+        self.on_event(TrialAdvanced(candidate, progress))
+        return False
+
+    def _stop(self, reached: Trial, why: str) -> None:
         self._record(replace(reached, detail=why))
-        shutil.rmtree(self.shared.workdir(candidate), ignore_errors=True)
-        return True
+        shutil.rmtree(self.shared.workdir(reached.candidate), ignore_errors=True)
+
+    def _defer(self, reached: Trial, steps: int, verdict: Verdict) -> None:
+        """Has a trial wait, with its checkpoint, until nothing new is left to try."""
+        candidate, step = reached.candidate, max(reached.curve)
+        self._running.discard(candidate)
+        self._deferred[candidate] = Waiting(step, verdict, steps, reached)
+        attempt = replace(self._attempts[candidate.id], waits_at=step, shortfall=verdict.shortfall)
+        self._attempts[candidate.id] = attempt
+        # For who watches, and for a launch after this one. This one knows.
+        with contextlib.suppress(LedgerError):
+            self.shared.ledger.mark_started(attempt)
+        self.on_event(TrialDeferred(candidate))
 
     def lost(self, candidate: Candidate, cause: str, reason: Reason | None) -> None:
         """A worker died. Another one takes over at the last checkpoint, up to a limit.

@@ -28,12 +28,13 @@ def keeping(
 ) -> Generator[S, None, T]:
     """Passes on what a running trial yields, and keeps its work folder in the object store.
 
-    `Ledger.append` removes it from there. Storage that fails costs a trial nothing but that.
+    `Ledger.append` removes it from there. Storage that fails costs a trial nothing but that. Where
+    a trial is ended before its time, it may go on elsewhere: the folder moves to the store.
     """
     if ledger.location.local_folder is not None:
         return (yield from running)
     last, kept = time.monotonic(), None
-    with contextlib.closing(running):
+    try:
         while True:
             try:
                 progress = next(running)
@@ -47,6 +48,13 @@ def keeping(
                     kept = found
                 last = time.monotonic()
             yield progress
+    except GeneratorExit:
+        running.close()  # which may save a checkpoint
+        with contextlib.suppress(LedgerError):
+            if not ledger.holds(trial_id):
+                ledger.put_work(trial_id, folder)
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def fetch(ledger: Ledger, trial_id: str, folder: Path) -> None:

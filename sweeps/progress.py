@@ -84,6 +84,13 @@ class TrialRetried:
 
 
 @dataclass(frozen=True)
+class TrialDeferred:
+    """A trial waits at a rung while there is better to do; it begins again later, or ends there."""
+
+    candidate: Candidate
+
+
+@dataclass(frozen=True)
 class TrialEnded:
     """A trial is on record, completed or not."""
 
@@ -113,6 +120,7 @@ Event = (
     | TrialBegan
     | TrialAdvanced
     | TrialRetried
+    | TrialDeferred
     | TrialEnded
     | Waited
     | Stopping
@@ -155,6 +163,7 @@ class _Tally:
         self._clock = clock
         self._standing = Standing(())
         self._running: dict[Candidate, _Running] = {}
+        self._deferred: set[Candidate] = set()
         self._stopping = ""
         self.sweep = ""
         self.asked = 0
@@ -166,14 +175,19 @@ class _Tally:
                 self._standing = copy.deepcopy(event.standing)
             case TrialBegan(candidate):
                 axes = _axes(candidate)
+                self._deferred.discard(candidate)
                 self._running[candidate] = _Running(self._clock(), f"starting · {axes}")
             case TrialRetried(candidate):
                 self._running[candidate] = _Running(self._clock(), "worker died, trying again")
             case TrialAdvanced(candidate, stage):
                 before = self._running.get(candidate, _Running(self._clock()))
                 self._running[candidate] = replace(before, stage=stage)
+            case TrialDeferred(candidate):
+                self._running.pop(candidate, None)
+                self._deferred.add(candidate)
             case TrialEnded(trial):
                 self._running.pop(trial.candidate, None)
+                self._deferred.discard(trial.candidate)
                 self._standing.add(Outcomes.of([trial], self._standing.objectives))
             case Stopping(drains):
                 self._stopping = _DRAINING if drains else _STOPPING
@@ -192,7 +206,7 @@ class _Tally:
             return self._stopping
         now = self._clock()
         seconds = [now - running.since for running in self._running.values()]
-        return self._standing.summary(self.asked, seconds)
+        return self._standing.summary(self.asked, seconds, deferred=len(self._deferred))
 
     def longest_running(self) -> list[tuple[Candidate, _Running]]:
         """Returns the trials to be shown."""

@@ -80,6 +80,7 @@ class Search:
         finished: Iterable[Trial] = (),
         on_record: Collection[str] = (),
         started: Iterable[Candidate] = (),
+        deferred: Iterable[Candidate] = (),
         known: Iterable[Trial] = (),
     ) -> None:
         """Rebuilds the search from what a sweep has stored.
@@ -90,6 +91,7 @@ class Search:
           finished: Trials on record, of whatever status: all, or those to learn from.
           on_record: Ids of all trials on record, where `finished` are some of them.
           started: Candidates that were begun; the ones not finished are proposed again.
+          deferred: Candidates that wait: they were begun as well, and are not proposed.
           known: Trials of another sweep. They inform the sampler; their candidates may be proposed.
 
         Raises:
@@ -114,6 +116,8 @@ class Search:
             self._tell(self._enter(trial.candidate), trial)
         for trial in history:
             self.record(trial)
+        for candidate in deferred:
+            self._running[candidate.id] = self._admit(candidate)
         self._whole_grid = config.sampler == "grid"
         baseline = space.baseline()
         self._queue = itertools.chain(

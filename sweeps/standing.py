@@ -168,14 +168,17 @@ class Standing:
         waiting = max(0, asked - self.finished - len(running))
         return max((sum(left) + waiting * a_trial) / len(running), *left)
 
-    def summary(self, asked: int, running: Collection[float]) -> str:
+    def summary(self, asked: int, running: Collection[float], *, deferred: int = 0) -> str:
         """Returns it in a line: '2 running · front 4 · hypervolume 0.81 · best val_loss 6.1 · ..'.
 
         Args:
           asked: Number of finished trials that the sweep shall hold.
           running: Seconds since the start of each running trial.
+          deferred: Number of trials that wait at a rung.
         """
         parts = [f"{len(running)} running"] if running else []
+        if deferred:
+            parts.append(f"{deferred} deferred")
         if self.front_size:
             parts.append(f"front {self.front_size}")
         if self.hypervolume is not None:

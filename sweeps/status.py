@@ -25,7 +25,7 @@ class SweepStatus:
       asked: Number of finished trials that it shall hold.
       standing: What its records add up to; goes on being kept up to date by the reader.
       started: Attempts at candidates that are not finished, the longest one first. They run if a
-        launch does; else the next launch continues them.
+        launch does, but for those that wait at a rung; else the next launch continues them.
       launched_on: Host of the launch that is alive; '' where there is none. One that was killed
         on another machine is noticed after `sweeps.lease.EXPIRY_SECONDS` of watching.
       at: Unix time of this status.
@@ -46,7 +46,12 @@ class SweepStatus:
     @property
     def running(self) -> tuple[Attempt, ...]:
         """The attempts that somebody works on."""
-        return self.started if self.launched_on else ()
+        return tuple(a for a in self.started if not a.waits_at) if self.launched_on else ()
+
+    @property
+    def deferred(self) -> int:
+        """Number of attempts that wait at a rung while there is better to do."""
+        return sum(attempt.waits_at > 0 for attempt in self.started)
 
     @property
     def seconds_left(self) -> float | None:
@@ -55,10 +60,11 @@ class SweepStatus:
 
     def summary(self) -> str:
         """Returns it in a line, without the number of trials."""
-        parts = [self.standing.summary(self.asked, self._seconds())]
+        standing = self.standing.summary(self.asked, self._seconds(), deferred=self.deferred)
+        parts = [standing]
         if not self.complete and not self.launched_on:
             parts.append("no launch is running")
-        elif not self.complete and not self.started:
+        elif not self.complete and not self.running:
             parts.append("no trial is running")
         return " · ".join(filter(None, parts))
 
@@ -72,6 +78,7 @@ class SweepStatus:
             "asked": self.asked,
             **{status.value: standing.counts[status] for status in Status},
             "in_flight": len(self.started),
+            "deferred": self.deferred,
             "front": standing.front_size,
             "hypervolume": standing.hypervolume,
             "hypervolume_reference": reference and dict(zip(metrics, reference.worst, strict=True)),

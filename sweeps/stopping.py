@@ -3,7 +3,9 @@
 Speed is measured before training, so a trial's costs are known at its first rung, and one number
 says what its loss must come to: `L*`, the lowest final loss among the finished trials that are no
 dearer. `BoundRule` stops a trial as soon as an optimistic bound on its final loss is worse than
-that. `AshaRule`, which others have published, ranks trials by what they have reached.
+that, and has it wait if that is only to be expected: `L*` may well have fallen below the bound when
+everything new was tried. `AshaRule`, which others have published, ranks trials by what they have
+reached.
 
 A rule is asked by the driver, which alone sees all trials. Pure: NumPy, no Ray, no TensorFlow.
 """
@@ -11,8 +13,8 @@ A rule is asked by the driver, which alone sees all trials. Pure: NumPy, no Ray,
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +36,19 @@ LOSS = "val_loss"
 """The objective that learning curves are of; all others are known before training."""
 
 
+class Verdict(NamedTuple):
+    """What a rule says of a trial at a rung.
+
+    Attributes:
+      stop: Why the trial is to stop; '' when it need not.
+      shortfall: Logarithm of the ratio of its expected final loss to what it must come to. Above 0
+        it is to wait while there is better to do. Minus infinity where nothing is expected.
+    """
+
+    stop: str = ""
+    shortfall: float = -math.inf
+
+
 class StoppingRule(Protocol):
     """Decides at a rung whether a trial goes on.
 
@@ -43,8 +58,8 @@ class StoppingRule(Protocol):
     def learn(self, trial: Trial) -> None:
         """Takes note of a record, of whatever status."""
 
-    def verdict(self, reached: Trial, steps: int) -> str | None:
-        """Returns why a trial is to stop; None when it goes on.
+    def verdict(self, reached: Trial, steps: int) -> Verdict:
+        """Returns whether a trial is to stop, or to wait.
 
         Args:
           reached: The trial as far as it came; its learning curve ends at the rung.
@@ -58,8 +73,8 @@ def stopping_rule(config: SweepConfig) -> StoppingRule:
     match config.stopping:
         case "none":
             return NoRule()
-        case "bound":
-            return BoundRule(costs, confidence=config.confidence)
+        case "bound" | "defer":
+            return BoundRule(costs, confidence=config.confidence, defers=config.stopping == "defer")
         case "asha":
             return AshaRule(costs, reduction_factor=config.reduction_factor)
 
@@ -70,9 +85,9 @@ class NoRule:
     def learn(self, trial: Trial) -> None:
         """Has no use for it."""
 
-    def verdict(self, reached: Trial, steps: int) -> str | None:
-        """Returns None."""
-        return None
+    def verdict(self, reached: Trial, steps: int) -> Verdict:
+        """Has every trial go on."""
+        return Verdict()
 
 
 # --- The bound ----------------------------------------------------------------------------------
@@ -116,18 +131,23 @@ class BoundRule:
     Trials are not quite exchangeable in a sweep: a sampler learns, the finished ones are those that
     were not stopped, and the best of all does not know its own loss as a floor.
     docs/results/search.md has the rate on real curves.
+
+    With `defers`, a trial that goes the mean share and would end above `L*` is to wait.
     """
 
-    def __init__(self, costs: tuple[Objective, ...], *, confidence: float) -> None:
+    def __init__(self, costs: tuple[Objective, ...], *, confidence: float, defers: bool) -> None:
         """Starts with nothing finished.
 
         Args:
           costs: The objectives beside the loss; known before training.
           confidence: In the bound, 0 to 1.
+          defers: Have trials wait that are not expected to get there.
         """
         self._costs = costs
         self._risk = 1.0 - confidence
+        self._defers = defers
         self._finished: dict[tuple[str, str], _Finished] = {}
+        self._extrapolations: dict[int, Extrapolation] = {}
 
     def learn(self, trial: Trial) -> None:
         """Takes note of a completed trial; others tell nothing of how curves end."""
@@ -137,12 +157,13 @@ class BoundRule:
             self._finished[trial.sweep, trial.id] = _Finished(
                 trial.id, trial.sweep, costs, loss, dict(trial.curve), trial.provenance.train_steps
             )
+            self._extrapolations.clear()
 
-    def verdict(self, reached: Trial, steps: int) -> str | None:
-        """Returns why a trial is to stop; None when it goes on."""
+    def verdict(self, reached: Trial, steps: int) -> Verdict:
+        """Returns whether a trial is to stop, or to wait."""
         costs = _costs(reached, self._costs)
         if costs is None:
-            return None
+            return Verdict()
         # What a warm start brings in tells how curves go on, and competes in its own sweep.
         no_dearer = [
             other
@@ -150,62 +171,109 @@ class BoundRule:
             if other.sweep == reached.sweep and _no_dearer(other.costs, costs)
         ]
         if not no_dearer:
-            return None
+            return Verdict()
         best = min(no_dearer, key=lambda other: other.loss)
-        step = max(reached.curve)
-        alike = [other for other in self._finished.values() if other.steps == steps]
-        bound = optimistic_bound(
-            step,
-            reached.curve[step],
-            [other.curve for other in alike],
-            [other.loss for other in alike],
-            risk=self._risk,
-        )
+        step, loss = max(reached.curve), reached.curve[max(reached.curve)]
+        extrapolation = self._extrapolation(steps)
+        bound = extrapolation.bound(step, loss)
+        expected = extrapolation.expected(step, loss) if self._defers else None
+        shortfall = math.log(expected / best.loss) if expected else -math.inf
         if bound <= best.loss:
-            return None
-        return (
-            f"step {step} of {steps}; val_loss {reached.curve[step]:.4g} then, at best {bound:.4g} "
+            return Verdict(shortfall=shortfall)
+        why = (
+            f"step {step} of {steps}; val_loss {loss:.4g} then, at best {bound:.4g} "
             f"at the end; {best.id} has {best.loss:.4g} at no higher cost"
         )
+        return Verdict(why, shortfall)
+
+    def _extrapolation(self, steps: int) -> "Extrapolation":
+        if steps not in self._extrapolations:
+            alike = [other for other in self._finished.values() if other.steps == steps]
+            self._extrapolations[steps] = Extrapolation(
+                [other.curve for other in alike],
+                [other.loss for other in alike],
+                risk=self._risk,
+            )
+        return self._extrapolations[steps]
 
 
-def optimistic_bound(
-    step: int,
-    loss: float,
-    curves: Sequence[Mapping[int, float]],
-    finals: Sequence[float],
-    *,
-    risk: float,
-) -> float:
-    """Returns what a loss at a rung may come down to, see `BoundRule`.
+class Extrapolation:
+    """Where trials end that are at a rung, by how others went on; see `BoundRule`."""
 
-    Args:
-      step: The rung.
-      loss: There; positive, as all losses.
-      curves: Of the finished trials, losses by rung. A worker that dies may miss a rung.
-      finals: Of the same trials, the final losses.
-      risk: Probability with which an exchangeable trial may end under its bound at any of its
-        rungs, 0 to 1.
+    def __init__(
+        self, curves: Sequence[Mapping[int, float]], finals: Sequence[float], *, risk: float
+    ) -> None:
+        """Learns from finished trials.
 
-    Returns:
-      The bound, at most `loss`; minus infinity where too few have finished for any.
+        Args:
+          curves: Their losses by rung. A worker that dies may miss a rung.
+          finals: Their final losses; positive, as all losses.
+          risk: Probability with which an exchangeable trial may end under its bound at any of its
+            rungs, 0 to 1.
+        """
+        steps = {*itertools.chain(*curves)}
+        known = [s for s in steps if sum(s in curve for curve in curves) >= _FEWEST]
+        self._rungs = {step: rung for rung, step in enumerate(known)}
+        losses = np.array([[curve.get(s, math.nan) for s in known] for curve in curves])
+        telling = ~np.isnan(losses).all(axis=1) if known else np.zeros(len(curves), np.bool_)
+        self._rank = math.floor(risk * (telling.sum() + 1) + 1e-9)
+        if not known:
+            return
+        at_rung, final = np.log(losses[telling]), np.log(np.array(finals)[telling, None])
+        self._floor = float(final.min()) - math.log(1.0 + HEADROOM)
+        share = (at_rung - final) / (np.maximum(at_rung, final.min()) - self._floor)
+        self._mean = np.nanmean(share, axis=0)
+        self._deviation = np.nanstd(share, axis=0, ddof=1) + 1e-9
+        count = (~np.isnan(share)).sum(axis=0)
+        mean_of_others = (count * self._mean - share) / (count - 1)
+        self._scores = np.sort(np.nanmax((share - mean_of_others) / self._deviation, axis=1))
+
+    def bound(self, step: int, loss: float) -> float:
+        """Returns what a loss at a rung may come down to: at most itself.
+
+        Minus infinity where too few have finished for any bound.
+        """
+        if self._rank < 1 or step not in self._rungs:
+            return -math.inf
+        rung = self._rungs[step]
+        furthest = float(self._mean[rung] + self._scores[-self._rank] * self._deviation[rung])
+        return self._after(max(furthest, 0.0), loss)
+
+    def expected(self, step: int, loss: float) -> float | None:
+        """Returns where a loss at a rung ends that goes as far as others did in the mean.
+
+        None where too few have finished.
+        """
+        return (
+            self._after(float(self._mean[self._rungs[step]]), loss) if step in self._rungs else None
+        )
+
+    def _after(self, share: float, loss: float) -> float:
+        way = max(math.log(loss) - self._floor, math.log(1.0 + HEADROOM))
+        return loss * math.exp(-share * way)
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Where a trial waits while there is better to do.
+
+    Attributes:
+      step: Training steps that it has behind it.
+      verdict: What was said of it last.
+      steps: Training steps that it is to have.
+      reached: The trial as far as it came; None where an earlier launch has put it off.
     """
-    rank = math.floor(risk * (len(curves) + 1) + 1e-9)
-    if rank < 1 or sum(step in curve for curve in curves) < _FEWEST:
-        return -math.inf
-    steps = [s for s in {*itertools.chain(*curves)} if sum(s in c for c in curves) >= _FEWEST]
-    at_rung = np.log([[curve.get(s, math.nan) for s in steps] for curve in curves])
-    final = np.log(finals)[:, None]
-    headroom = math.log(1.0 + HEADROOM)
-    share = (at_rung - final) / (np.maximum(at_rung - final.min(), 0.0) + headroom)
-    mean, deviation = np.nanmean(share, axis=0), np.nanstd(share, axis=0, ddof=1) + 1e-9
-    count = (~np.isnan(share)).sum(axis=0)
-    mean_of_others = (count * mean - share) / (count - 1)
-    scores = np.nanmax((share - mean_of_others) / deviation, axis=1)
-    here = steps.index(step)
-    furthest = max(mean[here] + np.sort(scores)[-rank] * deviation[here], 0.0)
-    way = max(math.log(loss) - final.min(), 0.0) + headroom
-    return float(loss * math.exp(-furthest * way))
+
+    step: int
+    verdict: Verdict
+    steps: int = 0
+    reached: Trial | None = None
+
+    def judged_by(self, rule: StoppingRule) -> "Waiting":
+        """Returns it with what the rule says by now."""
+        if self.reached is None:
+            return self
+        return replace(self, verdict=rule.verdict(self.reached, self.steps))
 
 
 def _costs(trial: Trial, costs: tuple[Objective, ...]) -> tuple[tuple[float, float], ...] | None:
@@ -263,19 +331,19 @@ class AshaRule:
         for step, loss in trial.curve.items():
             self._rungs.setdefault(step, {})[trial.id] = (loss, *signed)
 
-    def verdict(self, reached: Trial, steps: int) -> str | None:
-        """Returns why a trial is to stop; None when it goes on."""
+    def verdict(self, reached: Trial, steps: int) -> Verdict:
+        """Returns whether a trial is to stop."""
         self.learn(reached)
         step = max(reached.curve)
         rung = self._rungs.get(step, {})
         if reached.id not in rung or len(rung) < self._factor:
-            return None
+            return Verdict()
         places = len(rung) // self._factor
         ranking = _ranked(np.array([*rung.values()], np.float64))
         rank = ranking.index([*rung].index(reached.id)) + 1
         if rank <= places:
-            return None
-        return (
+            return Verdict()
+        return Verdict(
             f"step {step} of {steps}; val_loss {reached.curve[step]:.4g} then, rank {rank} of "
             f"{len(rung)} at this rung, where {places} go on"
         )

@@ -171,6 +171,8 @@ class Attempt:
       deaths: Workers that died of it, or at least with it, on nodes that lived on.
       losses: Workers that went away with their nodes.
       cause: What the last death or loss was, in a line.
+      waits_at: Training steps after which it waits for others, see `sweeps.stopping`; 0 if it runs.
+      shortfall: What was said of it then, see `sweeps.stopping.Verdict`.
     """
 
     candidate: Candidate
@@ -179,6 +181,8 @@ class Attempt:
     deaths: int = 0
     losses: int = 0
     cause: str = ""
+    waits_at: int = 0
+    shortfall: float = 0.0
 
     def to_json(self) -> str:
         """Returns one JSON object."""

@@ -7,7 +7,6 @@ import contextlib
 import math
 import os
 import random
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -61,9 +60,8 @@ class Worker(tune.Trainable):
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Begins another one. Of one that the driver has stopped nothing is kept here."""
+        """Begins another one. What the driver has stopped may go on later, from a checkpoint."""
         self._stages.close()
-        shutil.rmtree(self._workdir, ignore_errors=True)
         self._begin(new_config)
         return True
 
@@ -95,7 +93,6 @@ class Worker(tune.Trainable):
     def _begin(self, config: Mapping[str, Any]) -> None:
         attempt = Attempt.from_json(config["attempt"])
         self._report_seconds = config["report_seconds"]
-        self._workdir = self.shared.workdir(attempt.candidate)
         self._stages = evaluate_and_record(self.shared, attempt, self._meter)
 
 

@@ -77,7 +77,7 @@ def train(
 
     Yields:
       A report every `REPORT_EVERY` steps and after the last one, also when that one is in the
-      checkpoint.
+      checkpoint. Who closes the generator at a report can go on from there.
 
     Raises:
       DivergedError: The loss or its gradient became NaN or infinite, or the reported loss is
@@ -143,10 +143,16 @@ def train(
                     what = f"loss {report.loss:.4g} is over {first_loss}"
                     raise DivergedError(report.step, report.loss, what)
             # What has exploded is not kept: it would pass for sound when it is resumed.
-            if manager and report.step % config.checkpoint_every == 0:
+            saved = report.step % config.checkpoint_every == 0
+            if manager and saved:
                 _save(manager)
             if due:
-                yield report
+                try:
+                    yield report
+                except GeneratorExit:
+                    if manager and not saved:
+                        _save_if_possible(manager)
+                    raise
 
 
 @contextlib.contextmanager
@@ -284,6 +290,12 @@ def _save(manager: Any) -> None:
     if not Path(manager.directory).is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), manager.directory)
     manager.save()
+
+
+def _save_if_possible(manager: Any) -> None:
+    """Saves a checkpoint for who may go on from it; nothing depends on that."""
+    with contextlib.suppress(OSError, tf.errors.OpError):
+        _save(manager)
 
 
 def _optimization(model: Model, optimizer: Any, clip_norm: float) -> tuple[Any, Any]:

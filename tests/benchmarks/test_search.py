@@ -8,12 +8,11 @@ import pytest
 
 from benchmarks import _curves
 from benchmarks import search as bench
-from sweeps.config import DEFAULT_RUNGS
 from sweeps.evaluate import rung_steps
 from sweeps.pareto import hypervolume, non_dominated
 from sweeps.trial import Candidate, Measurement, Provenance, Reason, Trial
 
-FULL, BOUND = bench.REFERENCE, bench.BEST
+FULL, BOUND, DEFER = bench.REFERENCE, bench._bound("tpe", 0.8), bench.BEST
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +37,9 @@ def full_values(space, trial):
     return some | dict(trial.candidate.values)
 
 
-def test_rules_are_asked_where_a_run_would_ask_them_by_default():
-    assert list(bench.RUNGS) == rung_steps(DEFAULT_RUNGS, 300, every=10)
+def test_rules_are_asked_at_rungs_that_were_recorded(table):
+    asked = {rung for strategy in bench.STRATEGIES for rung in strategy.rungs}
+    assert all(asked <= set(trial.curve) for trial in table)
 
 
 def test_a_table_survives_its_file(table, tmp_path):
@@ -61,7 +61,7 @@ def test_a_rule_saves_the_steps_that_stopped_trials_had_left(table):
     assert len(result.finished) + len(result.stopped) == len(table)
     assert result.stopped
     of_stopped = [trial.provenance.train_steps for trial in result.stopped]
-    assert set(of_stopped) <= set(bench.RUNGS)
+    assert set(of_stopped) <= set(BOUND.rungs)
     assert result.steps == 300 * len(result.finished) + sum(of_stopped)
     assert result.spent == sorted(result.spent)
     assert result.spent[-1] <= result.steps
@@ -70,7 +70,18 @@ def test_a_rule_saves_the_steps_that_stopped_trials_had_left(table):
         assert trial.measurement.val_loss is None
 
 
-@pytest.mark.parametrize("strategy", [FULL, BOUND], ids=lambda strategy: strategy.name)
+def test_a_trial_that_waits_is_paid_for_once(table):
+    result = bench.replay(table, DEFER, DEFER.run(), seed=0)
+    assert len(result.finished) + len(result.stopped) == len(table)
+    assert result.resumed > 0
+    assert result.spent == sorted(result.spent)
+    of_stopped = sum(trial.provenance.train_steps for trial in result.stopped)
+    assert result.steps == 300 * len(result.finished) + of_stopped
+    # Nothing is left to wait when the last one has finished.
+    assert result.spent[-1] <= result.steps
+
+
+@pytest.mark.parametrize("strategy", [FULL, BOUND, DEFER], ids=lambda strategy: strategy.name)
 def test_the_same_seed_replays_the_same_and_another_one_otherwise(table, strategy):
     run = strategy.run()
     one, again, other = (bench.replay(table[:20], strategy, run, seed) for seed in (1, 1, 2))
@@ -96,8 +107,7 @@ def twin(trial, channels, loss):
 def test_a_summary_counts_the_members_of_the_front_that_were_stopped(table):
     points = bench.points_of(table)
     front = {t.id for t, inside in zip(table, non_dominated(points), strict=True) if inside}
-    harsh = bench.STRATEGIES[4]
-    assert harsh.stopping == "asha"
+    harsh = next(strategy for strategy in bench.STRATEGIES if strategy.stopping == "asha")
     (_, full), (_, halved) = bench.summaries(table, (FULL, harsh), seeds=2)
     assert (full.cost, full.removed, full.found) == (1.0, 0.0, pytest.approx(1.0))
     results = [bench.replay(table, harsh, harsh.run(), seed) for seed in range(2)]

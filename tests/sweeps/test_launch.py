@@ -1,4 +1,5 @@
 import dataclasses
+import math
 import os
 import platform
 import shutil
@@ -23,6 +24,7 @@ from sweeps.progress import (
     SweepBegan,
     TrialAdvanced,
     TrialBegan,
+    TrialDeferred,
     TrialEnded,
     TrialRetried,
     Waited,
@@ -30,7 +32,7 @@ from sweeps.progress import (
 )
 from sweeps.scratch import ray_folder, scratch_folder
 from sweeps.search import Search
-from sweeps.stopping import stopping_rule
+from sweeps.stopping import Verdict, stopping_rule
 from sweeps.trial import Attempt, Candidate, Provenance, Reason, Status
 from tests.sweeps.fakes import (
     STEPS,
@@ -239,13 +241,18 @@ def driver_of(
     finished=(),
     **budget,
 ):
-    run = run or shared.run
+    run, started = run or shared.run, shared.ledger.started()
     return Driver(
         dataclasses.replace(shared, run=run),
         load_facts(shared.dataset),
-        Search(run.space, run.sweep),
+        Search(
+            run.space,
+            run.sweep,
+            started=[a.candidate for a in started if not a.waits_at],
+            deferred=[a.candidate for a in started if a.waits_at],
+        ),
         stopping_rule(run.sweep),
-        started=shared.ledger.started(),
+        started=started,
         finished=len(finished),
         steps_spent=sum(trial.provenance.train_steps for trial in finished),
         budget=Budget(missing + len(finished), **budget),
@@ -420,6 +427,151 @@ def test_a_trial_that_is_stopped_is_on_record_with_what_it_reached(shared):
     assert record.provenance.train_steps == STEPS // 2
     assert "rank 2 of 2" in record.detail
     assert not shared.workdir(record.candidate).exists()
+
+
+class Shortfalls:
+    """A rule that has trials wait, and stops them, as it is told to by number of channels."""
+
+    def __init__(self, shortfalls):
+        self.shortfalls = shortfalls
+        self.stops = {}
+
+    def learn(self, trial):
+        pass
+
+    def verdict(self, reached, steps):
+        number = reached.candidate["channels"]
+        return Verdict(self.stops.get(number, ""), self.shortfalls.get(number, -math.inf))
+
+
+def reached_by(candidate, step):
+    trial = replace_steps(trial_of("s", candidate), step)
+    reached = dataclasses.replace(trial, reason=Reason.PRUNED, curve={step: 9.0})
+    return Progress("train", step, 10, reached=reached)
+
+
+def deferring(shared, shortfalls, *, missing=4, **options):
+    """A driver over 8, 1, 2, 3, .. channels in this order."""
+    run = run_of(WIDTHS, "sweep.sampler = 'grid'", "train.steps = 10")
+    driver = driver_of(shared, missing=missing, run=run, **options)
+    driver._rule = Shortfalls(shortfalls)
+    return driver
+
+
+def begun(driver):
+    attempt = driver.next_attempt()
+    return attempt and attempt.candidate["channels"]
+
+
+def test_trials_that_wait_go_on_when_nothing_new_is_left_the_most_promising_first(shared):
+    events = []
+    driver = deferring(shared, {8: 0.3, 1: 0.1}, on_event=events.append)
+    assert [begun(driver), begun(driver), begun(driver)] == [8, 1, None]
+    for number in (8, 1):
+        shared.workdir(channels(number)).mkdir(parents=True)
+        assert driver.advanced(channels(number), reached_by(channels(number), 4))
+    assert [e.candidate for e in events if isinstance(e, TrialDeferred)] == [
+        channels(8),
+        channels(1),
+    ]
+    assert shared.ledger.ids() == set()
+    assert {(a.waits_at, a.shortfall) for a in shared.ledger.started()} == {(4, 0.3), (4, 0.1)}
+    assert [begun(driver), begun(driver)] == [2, 3]
+    assert not driver.complete
+    driver.ended(trial_of("s", channels(2)))
+    assert begun(driver) == 1
+    assert not driver.complete
+    driver.ended(trial_of("s", channels(3)))
+    assert begun(driver) == 8
+    assert driver.complete
+    assert shared.workdir(channels(8)).is_dir()
+
+
+def test_a_trial_goes_on_where_nothing_better_is_left_to_do(shared):
+    driver = deferring(shared, {1: 0.3}, missing=2)
+    assert [begun(driver), begun(driver)] == [8, 1]
+    assert not driver.advanced(channels(1), reached_by(channels(1), 4))
+
+
+def test_a_trial_that_goes_on_waits_again_where_a_better_one_does(shared):
+    driver = deferring(shared, {8: 0.3, 1: 0.1}, slots=1, missing=3)
+    for number in (8, 1):
+        assert begun(driver) == number
+        driver.advanced(channels(number), reached_by(channels(number), 4))
+    assert begun(driver) == 2
+    driver.ended(trial_of("s", channels(2)))
+    assert begun(driver) == 1
+    driver._rule.shortfalls = {8: 0.3, 1: 0.4}
+    assert driver.advanced(channels(1), reached_by(channels(1), 6))
+    assert begun(driver) == 8
+    assert not driver.advanced(channels(8), reached_by(channels(8), 6))
+    driver.ended(trial_of("s", channels(8)))
+    assert begun(driver) == 1
+    assert not driver.advanced(channels(1), reached_by(channels(1), 8))
+
+
+def test_what_waits_is_stopped_when_what_has_finished_meanwhile_rules_it_out(shared):
+    driver = deferring(shared, {8: 0.3, 1: 0.1}, slots=1, missing=3)
+    for number in (8, 1):
+        assert begun(driver) == number
+        shared.workdir(channels(number)).mkdir(parents=True)
+        driver.advanced(channels(number), reached_by(channels(number), 4))
+    assert begun(driver) == 2
+    driver._rule.stops = {1: "cannot get there"}
+    driver.ended(trial_of("s", channels(2)))
+    assert begun(driver) == 8
+    (record,) = shared.ledger.trials()
+    assert (record.candidate, record.detail) == (channels(1), "cannot get there")
+    assert not shared.workdir(channels(1)).exists()
+    assert shared.workdir(channels(8)).is_dir()
+
+
+def test_another_launch_goes_on_with_what_waits_last_of_all(shared):
+    driver = deferring(shared, {8: 0.3, 1: 0.1}, slots=2)
+    for number in (8, 1):
+        assert begun(driver) == number
+        driver.advanced(channels(number), reached_by(channels(number), 4))
+    assert begun(driver) == 2  # and it is killed
+    shared.ledger.mark_started(Attempt(channels(2)))
+    again = deferring(shared, {}, slots=1)
+    for number in (2, 3, 1, 8):  # first what ran
+        assert not again.complete
+        assert begun(again) == number
+        shared.ledger.append(trial_of("s", channels(number)))
+        again.ended(trial_of("s", channels(number)))
+    assert again.complete
+
+
+def test_what_waits_needs_only_the_steps_that_it_has_left(shared):
+    driver = deferring(shared, {8: 0.3}, slots=1, train_steps=20)
+    assert begun(driver) == 8
+    driver.advanced(channels(8), reached_by(channels(8), 4))
+    assert begun(driver) == 1  # 4 + 10
+    driver.ended(replace_steps(trial_of("s", channels(1)), 10))
+    assert begun(driver) == 8  # 20 = 10 + 10; a new one would need 24
+    driver.ended(replace_steps(trial_of("s", channels(8)), 10))
+    assert begun(driver) is None
+    assert driver.used_up == "20 training steps"
+
+
+def test_a_budget_of_steps_ends_with_trials_that_wait_and_keeps_them(shared):
+    driver = deferring(shared, {8: 0.3}, slots=1, train_steps=19)
+    assert begun(driver) == 8
+    driver.advanced(channels(8), reached_by(channels(8), 4))
+    assert begun(driver) == 1
+    driver.ended(replace_steps(trial_of("s", channels(1)), 10))
+    assert begun(driver) is None
+    assert driver.used_up == "19 training steps"
+    assert [attempt.waits_at for attempt in shared.ledger.started()] == [4]
+
+
+def test_a_launch_that_drains_leaves_what_waits(shared):
+    driver = deferring(shared, {8: 0.3}, slots=1)
+    assert begun(driver) == 8
+    driver.advanced(channels(8), reached_by(channels(8), 4))
+    driver.wishes.drain()
+    assert driver.complete
+    assert begun(driver) is None
 
 
 def task_of(shared, attempt):
@@ -616,6 +768,27 @@ def test_a_worker_goes_on_with_another_candidate_when_one_is_stopped(cluster, st
     assert [e.candidate["channels"] for e in advanced] == [8, 8, 8, 8, 6, 4, 2]
     assert len({t.measurement.p50_seconds for t in report.recorded}) == 1  # one process
     assert Ledger.open(str(storage), "s").started() == []
+
+
+def test_a_trial_that_waits_goes_on_from_its_rung_in_the_same_process(cluster, start, storage):
+    run = run_of(
+        {"DilatedConvStack.channels": (8, 7, 6, 2, 3)},
+        "sweep.sampler = 'grid'",
+        "sweep.stopping = 'defer'",
+        "sweep.confidence = 0.9",
+        "train.steps = 4",
+    )
+    events = []
+    report = start(5, run=run, evaluate="halfway", max_concurrent=1, on_event=events.append)
+    assert [t.candidate["channels"] for t in report.recorded] == [8, 7, 6, 3, 2]
+    assert [t.status for t in report.recorded] == [Status.COMPLETED] * 5
+    of_it = [e for e in events if getattr(e, "candidate", None) == channels(2)]
+    assert [type(e) for e in of_it] == [
+        TrialBegan, TrialAdvanced, TrialDeferred, TrialBegan, TrialAdvanced, TrialAdvanced
+    ]  # fmt: skip
+    assert [e.stage.step for e in of_it if isinstance(e, TrialAdvanced)] == [1, 3, 4]
+    assert len({t.measurement.p50_seconds for t in report.recorded}) == 1
+    assert not any((storage / "s" / "work").iterdir())
 
 
 def test_many_trials_at_a_time_report_their_rungs_and_little_else(cluster, start, monkeypatch):

@@ -16,6 +16,7 @@ from sweeps.progress import (
     SweepProgress,
     TrialAdvanced,
     TrialBegan,
+    TrialDeferred,
     TrialEnded,
     TrialRetried,
     Waited,
@@ -97,6 +98,17 @@ def test_a_died_worker_and_an_interrupt_are_told_of(clock):
     text = shown(clock, TrialRetried(WIDE), Stopping(), HEARTBEAT_SECONDS, Stopping())
     assert f"{WIDE.id[:6]}  worker died, trying again" in text
     assert "stopping; what is not finished is kept" in text
+
+
+def test_a_trial_that_waits_is_counted_and_does_not_run(clock):
+    began = began_with([], 3)
+    events = [began, TrialBegan(NARROW), TrialBegan(WIDE), TrialDeferred(WIDE), 30.0, Waited()]
+    said = shown(clock, *events)
+    assert "1 running · 1 deferred" in said
+    assert WIDE.id[:6] not in said
+    assert "deferred" not in shown(clock, *events[:-2], TrialBegan(WIDE), 30.0, Waited())
+    ended = TrialEnded(trial_of("s", WIDE))
+    assert "deferred" not in shown(clock, *events[:-2], ended, 30.0, Waited())
 
 
 @pytest.mark.parametrize("terminal", [False, True])

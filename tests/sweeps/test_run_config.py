@@ -236,7 +236,9 @@ def test_trials_are_stopped_only_where_a_rung_can_tell_where_they_will_stand(obj
 
 def test_a_rule_that_stops_has_rungs_and_none_needs_none():
     assert load_run(find_run("tiny"), ["sweep.stopping=none"]).sweep.rungs == ()
-    assert load_run(find_run("tiny"), ["sweep.stopping=bound"]).sweep.rungs == DEFAULT_RUNGS
+    assert (
+        load_run(find_run("tiny"), ["sweep.stopping=bound"]).sweep.rungs == DEFAULT_RUNGS["bound"]
+    )
     mine = ["sweep.stopping=asha", "sweep.rungs=(0.25, 0.5)", "sweep.reduction_factor=4"]
     sweep = load_run(find_run("tiny"), mine).sweep
     assert (sweep.rungs, sweep.reduction_factor) == ((0.25, 0.5), 4)

@@ -70,6 +70,7 @@ def test_a_record_holds_the_figures_by_stable_keys(ledger, tmp_path):
         "pruned": 0,
         "failed": 1,
         "in_flight": 1,
+        "deferred": 0,
         "front": 1,
         "hypervolume": 0.5,
         "hypervolume_reference": {"val_loss": 2.5, "rtf_ratio": 10.0},
@@ -82,6 +83,8 @@ def test_a_record_holds_the_figures_by_stable_keys(ledger, tmp_path):
                 "deaths": 1,
                 "losses": 0,
                 "cause": "",
+                "waits_at": 0,
+                "shortfall": 0.0,
             }
         ],
     }
@@ -93,6 +96,16 @@ def test_what_was_started_does_not_run_when_no_launch_is_alive(ledger, tmp_path)
     status = StatusReader(tmp_path, "s").read()
     assert (len(status.started), status.running, status.seconds_left) == (1, (), None)
     assert status.summary().endswith("no launch is running")
+
+
+def test_a_trial_that_waits_does_not_run(ledger, tmp_path):
+    ledger.mark_started(Attempt(candidate(2), host="a", began_at=time.time()))
+    ledger.mark_started(Attempt(candidate(3), host="a", waits_at=40, shortfall=0.1))
+    with leased(ledger.location, "s"):
+        status = StatusReader(tmp_path, "s").read()
+    assert [attempt.candidate for attempt in status.running] == [candidate(2)]
+    assert status.summary() == "1 running · 1 deferred"
+    assert status.to_record()["deferred"] == 1
 
 
 def test_a_status_tells_a_launch_that_begins_from_one_that_is_gone(ledger, tmp_path):

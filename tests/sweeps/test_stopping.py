@@ -11,7 +11,7 @@ from sweeps.config import Limits, SweepConfig
 from sweeps.ledger import Ledger, SweepFacts
 from sweeps.objectives import objective
 from sweeps.pareto import non_dominated
-from sweeps.stopping import HEADROOM, optimistic_bound, stopping_rule
+from sweeps.stopping import HEADROOM, Extrapolation, Verdict, stopping_rule
 from sweeps.trial import Candidate, Measurement, Provenance, Reason, Trial
 
 RUNGS = (30, 60, 120, 240)
@@ -42,6 +42,10 @@ def trial(number, curve, *, loss=None, rtf=1.0, margin=0.0, sweep="s", steps=STE
 def finished(count, *, loss=6.0, **options):
     """Trials that come down from 9 or so, to 6 as a rule."""
     return [trial(100 + i, {30: 9.0 + i / 100}, loss=loss, **options) for i in range(count)]
+
+
+def optimistic_bound(step, loss, curves, finals, *, risk):
+    return Extrapolation(curves, finals, risk=risk).bound(step, loss)
 
 
 def taught(rule, trials):
@@ -152,7 +156,7 @@ def swept(rule, rtf, losses):
     for i, (cost, curve) in enumerate(zip(rtf, losses, strict=True)):
         for rung, step in enumerate(RUNGS):
             reached = dict(zip(RUNGS[: rung + 1], curve, strict=False))
-            if rule.verdict(trial(i, reached, rtf=cost), STEPS):
+            if rule.verdict(trial(i, reached, rtf=cost), STEPS).stop:
                 stopped[i], spent = True, spent + step
                 rule.learn(trial(i, reached, rtf=cost))
                 break
@@ -183,7 +187,7 @@ def test_members_of_the_front_are_removed_at_most_at_the_stated_rate(confidence,
 def test_a_trial_that_cannot_reach_a_cheaper_one_stops_and_the_record_says_why():
     rule = taught(rule_of("bound"), finished(9, loss=8.0))
     rule.learn(trial(7, {30: 6.0}, loss=5.0, rtf=0.5))
-    why = rule.verdict(trial(1, {30: 9.0}), STEPS)
+    why = rule.verdict(trial(1, {30: 9.0}), STEPS).stop
     assert "step 30 of 300; val_loss 9 then" in why
     assert f"{Candidate.of({'channels': 7}).id} has 5 at no higher cost" in why
 
@@ -192,13 +196,13 @@ def test_only_trials_that_are_surely_no_dearer_count():
     for rtf, margin, stops in [(0.9, 0.01, True), (0.9, 0.2, False), (1.1, 0.01, False)]:
         rule = taught(rule_of("bound"), finished(9, loss=8.0, rtf=9.0))
         rule.learn(trial(7, {30: 6.0}, loss=5.0, rtf=rtf, margin=margin))
-        assert bool(rule.verdict(trial(1, {30: 9.0}, margin=0.01), STEPS)) is stops
+        assert bool(rule.verdict(trial(1, {30: 9.0}, margin=0.01), STEPS).stop) is stops
 
 
 def test_an_equal_graph_was_measured_once_and_costs_the_same():
     rule = taught(rule_of("bound"), finished(9, loss=8.0, rtf=9.0))
     rule.learn(trial(7, {30: 6.0}, loss=5.0, margin=0.01))
-    assert rule.verdict(trial(1, {30: 9.0}, margin=0.01), STEPS)
+    assert rule.verdict(trial(1, {30: 9.0}, margin=0.01), STEPS).stop
 
 
 def test_every_cost_must_be_no_higher_in_its_own_direction():
@@ -214,22 +218,22 @@ def test_every_cost_must_be_no_higher_in_its_own_direction():
         for i in range(9):
             rule.learn(of(100 + i, {30: 9.0}, 8.0, 9.0, 900))
         rule.learn(of(7, {30: 6.0}, 5.0, rtf, parameters))
-        assert bool(rule.verdict(of(1, {30: 9.0}, None, 1.5, 100), STEPS)) is stops
+        assert bool(rule.verdict(of(1, {30: 9.0}, None, 1.5, 100), STEPS).stop) is stops
 
 
 def test_another_sweep_tells_how_curves_go_on_and_does_not_compete():
     rule = taught(rule_of("bound"), finished(10, loss=6.0, sweep="other"))
-    assert rule.verdict(trial(1, {30: 9.0}), STEPS) is None
+    assert not rule.verdict(trial(1, {30: 9.0}), STEPS).stop
     rule.learn(trial(7, {30: 6.0}, loss=5.0))
-    assert rule.verdict(trial(1, {30: 9.0}), STEPS)
+    assert rule.verdict(trial(1, {30: 9.0}), STEPS).stop
 
 
 def test_trials_of_another_length_tell_nothing_of_how_curves_go_on():
     rule = taught(rule_of("bound"), finished(20, steps=600))
-    assert rule.verdict(trial(1, {30: 20.0}), STEPS) is None
+    assert rule.verdict(trial(1, {30: 20.0}), STEPS) == Verdict()
 
 
-@pytest.mark.parametrize("stopping", ["none", "bound", "asha"])
+@pytest.mark.parametrize("stopping", ["none", "bound", "defer", "asha"])
 def test_a_rule_is_the_same_however_often_and_in_whatever_order_it_is_told(stopping):
     rng = np.random.default_rng(2)
     rtf, losses = curves(rng, 20)
@@ -244,8 +248,50 @@ def test_a_rule_is_the_same_however_often_and_in_whatever_order_it_is_told(stopp
         trial(50 + i, {30: y[0]}, rtf=r) for i, (r, y) in enumerate(zip(rtf, losses, strict=True))
     ]
     verdicts = [(once.verdict(t, STEPS), again.verdict(t, STEPS)) for t in reached]
-    assert all(bool(one) == bool(other) for one, other in verdicts)
-    assert any(one for one, _ in verdicts) is (stopping != "none")
+    assert all(bool(one.stop) == bool(other.stop) for one, other in verdicts)
+    assert all(one.shortfall == pytest.approx(other.shortfall) for one, other in verdicts)
+    assert any(one.stop for one, _ in verdicts) is (stopping != "none")
+    assert any(one.shortfall > 0 for one, _ in verdicts) is (stopping == "defer")
+
+
+def test_a_trial_waits_that_is_not_expected_to_reach_a_cheaper_one():
+    ends = [5.4 + 0.15 * i for i in range(9)]  # of 9, in the mean at 6
+    dear = [trial(100 + i, {30: 9.0}, loss=end, rtf=9.0) for i, end in enumerate(ends)]
+    rule = taught(rule_of("defer"), dear)
+    assert rule.verdict(trial(1, {30: 9.0}), STEPS) == Verdict()  # nothing is as cheap
+    rule.learn(trial(7, {30: 7.0}, loss=5.9))
+    verdicts = [rule.verdict(trial(1, {30: loss}), STEPS) for loss in (8.0, 9.2, 9.6)]
+    assert not any(verdict.stop for verdict in verdicts)
+    assert verdicts[0].shortfall < 0 < verdicts[1].shortfall < verdicts[2].shortfall
+    plain = taught(rule_of("bound"), [*dear, trial(7, {30: 7.0}, loss=5.9)])
+    assert plain.verdict(trial(1, {30: 9.2}), STEPS) == Verdict()
+
+
+def test_what_is_expected_is_the_mean_share_of_the_way():
+    curves, finals = [{30: 9.0}, {30: 10.0}, {30: 12.0}], [6.0, 7.0, 6.5]
+    floor = math.log(6.0 / (1 + HEADROOM))
+    shares = [
+        math.log(curve[30] / final) / (math.log(curve[30]) - floor)
+        for curve, final in zip(curves, finals, strict=True)
+    ]
+    extrapolation = Extrapolation(curves, finals, risk=0.1)
+    way = math.log(8.0) - floor
+    assert extrapolation.expected(30, 8.0) == pytest.approx(
+        8.0 * math.exp(-statistics.mean(shares) * way)
+    )
+    assert extrapolation.expected(60, 8.0) is None
+    assert Extrapolation(curves[:2], finals[:2], risk=0.1).expected(30, 8.0) is None
+
+
+def test_trials_without_rungs_tell_nothing_of_how_curves_go_on():
+    rng = np.random.default_rng(0)
+    _, losses = curves(rng, 12)
+    named = [dict(zip(RUNGS, curve, strict=False)) for curve in losses]
+    finals = [curve[-1] for curve in losses]
+    alone = Extrapolation(named, finals, risk=0.2)
+    beside = Extrapolation([*named, {}, {}], [*finals, 3.0, 9.0], risk=0.2)
+    assert beside.bound(60, 9.0) == alone.bound(60, 9.0)
+    assert Extrapolation([{}], [3.0], risk=0.9).bound(60, 9.0) == -math.inf
 
 
 # --- Successive halving
@@ -254,7 +300,7 @@ def test_a_rule_is_the_same_however_often_and_in_whatever_order_it_is_told(stopp
 def test_of_the_trials_at_a_rung_one_in_so_many_goes_on():
     rule = rule_of("asha", reduction_factor=3)
     losses = [5.0, 6.0, 7.0, 4.0, 8.0, 9.0]
-    verdicts = [rule.verdict(trial(i, {30: loss}), STEPS) for i, loss in enumerate(losses)]
+    verdicts = [rule.verdict(trial(i, {30: loss}), STEPS).stop for i, loss in enumerate(losses)]
     assert [bool(verdict) for verdict in verdicts] == [False, False, True, False, True, True]
     assert "rank 5 of 5 at this rung, where 1 go on" in verdicts[4]
 
@@ -262,7 +308,7 @@ def test_of_the_trials_at_a_rung_one_in_so_many_goes_on():
 def test_of_a_front_those_furthest_apart_go_on():
     rule = rule_of("asha", reduction_factor=2)
     points = [(9.0, 1.0), (1.0, 9.0), (8.9, 1.1), (5.0, 5.0)]
-    stops = [rule.verdict(trial(i, {30: y}, rtf=r), STEPS) for i, (y, r) in enumerate(points)]
+    stops = [rule.verdict(trial(i, {30: y}, rtf=r), STEPS).stop for i, (y, r) in enumerate(points)]
     # Two places: both ends of the front have them, whatever is between.
     assert [bool(stop) for stop in stops] == [False, True, True, True] or not stops[0]
     assert stops[2]
@@ -273,13 +319,14 @@ def test_what_dominates_ranks_before_what_it_dominates():
     points = rng.uniform(1.0, 2.0, (30, 2))
     rule = rule_of("asha", reduction_factor=2)
     verdicts = [
-        bool(rule.verdict(trial(i, {30: y}, rtf=r), STEPS)) for i, (y, r) in enumerate(points)
+        bool(rule.verdict(trial(i, {30: y}, rtf=r), STEPS).stop) for i, (y, r) in enumerate(points)
     ]
     for i, j in itertools.combinations(range(30), 2):
         if (points[j] < points[i]).all() and verdicts[j]:
             # Asked again, now that all are known: who dominates a trial that goes on goes on too.
             again = [
-                rule.verdict(trial(k, {30: points[k][0]}, rtf=points[k][1]), STEPS) for k in (i, j)
+                rule.verdict(trial(k, {30: points[k][0]}, rtf=points[k][1]), STEPS).stop
+                for k in (i, j)
             ]
             assert again[0] or not again[1]
 
