@@ -22,7 +22,7 @@ from thesis.c_stream import compile_header, compiler_version
 from thesis.controls import decoder_inputs
 from thesis.data import Dataset
 from thesis.errors import BenchError, DatasetError, MissingRuntimeError, UserError
-from thesis.runtimes import NAMES, runtime
+from thesis.runtimes import NAMES, check_name, runtime
 from thesis.runtimes.contract import Quantisation, TrainedDecoder
 
 Block = int | Literal["clip"]
@@ -135,6 +135,7 @@ def version_of(name: str) -> str:
       MissingRuntimeError: There is none of this name, or it is not installed.
       ExportError: There is no C compiler.
     """
+    check_name(name, RUNTIMES)
     if name == C:
         return compiler_version()
     found = runtime(name)

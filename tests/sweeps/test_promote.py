@@ -81,6 +81,19 @@ def test_a_promoted_trial_is_a_bundle_that_verifies(bundle, trial):
     assert bundle.trial["id"] == trial.id
 
 
+def test_a_trial_is_promoted_from_an_object_store(
+    s3, completed, dataset, small_run, bundle, tmp_path
+):
+    trial, workdir = completed
+    ledger = make_ledger(s3(tmp_path.name), dataset, small_run)
+    ledger.append(trial)
+    ledger.put_artifacts(trial.id, workdir / ARTIFACTS)
+    promoted = promote(s3(tmp_path.name), trial.id, tmp_path / "bundle")
+    assert verify_bundle(promoted.path) == promoted
+    for name in ARTIFACT_FILES:
+        assert (promoted.path / name).read_bytes() == (bundle.path / name).read_bytes()
+
+
 def test_the_bundle_holds_what_the_trial_kept(bundle, completed):
     for name in ARTIFACT_FILES:
         kept = (completed[1] / ARTIFACTS / name).read_bytes()

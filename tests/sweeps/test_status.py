@@ -129,6 +129,23 @@ def test_a_launch_on_another_machine_is_alive_while_its_lease_changes(ledger, mo
     assert reader.read().launched_on == ""
 
 
+def test_a_sweep_on_an_object_store_is_watched_until_it_is_complete(s3, tmp_path):
+    ledger = Ledger.create(s3(tmp_path.name), "s", facts_of(run_of(WIDTHS), asked=2))
+    ledger.append(trial_of("s", candidate(8), seconds=60.0))
+    ledger.mark_started(Attempt(candidate(4), host="node-7", began_at=time.time()))
+
+    def finish(seconds):
+        ledger.append(trial_of("s", candidate(4), seconds=60.0))
+
+    with leased(ledger.location, "s"):
+        reader = StatusReader(s3(tmp_path.name), "s")
+        seen = [  # a standing goes on being kept up to date
+            (status.standing.finished, len(status.running))
+            for status in watch(reader, 5.0, pause=finish)
+        ]
+    assert seen == [(1, 1), (2, 0)]
+
+
 def test_a_watch_ends_when_the_sweep_holds_what_was_asked(ledger, tmp_path):
     pauses = []
 

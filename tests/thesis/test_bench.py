@@ -307,8 +307,9 @@ def test_a_runtime_that_is_named_has_to_be_there(path, monkeypatch):
     with pytest.raises(MissingRuntimeError, match="OpenVINO is not installed") as error:
         quick([path], runtimes=["openvino"])
     assert "pip install" in error.value.hint
-    with pytest.raises(MissingRuntimeError, match="no runtime named 'openvin'"):
+    with pytest.raises(MissingRuntimeError, match="no runtime named 'openvin'") as caught:
         quick([path], runtimes=["openvin"])
+    assert ", c" in caught.value.hint or caught.value.hint.endswith("c")
 
 
 def test_a_damaged_bundle_is_refused_before_anything_is_loaded(path, seconds_of):

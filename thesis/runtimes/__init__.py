@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from thesis.errors import MissingRuntimeError
@@ -27,18 +28,23 @@ NAMES = (
 """Modules of this package with a `RUNTIME` each. The first is the one that sweeps measure."""
 
 
+def check_name(name: str, names: Sequence[str] = NAMES) -> None:
+    """Raises MissingRuntimeError, with a hint, for what is none of some names."""
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        raise MissingRuntimeError(
+            f"no runtime named '{name}'",
+            hint=(f"did you mean '{near[0]}'? " if near else "") + f"there are {', '.join(names)}",
+        )
+
+
 def runtime(name: str) -> Runtime:
     """Returns a runtime, installed or not.
 
     Raises:
       MissingRuntimeError: There is none of this name.
     """
-    if name not in NAMES:
-        near = difflib.get_close_matches(name, NAMES, n=1)
-        raise MissingRuntimeError(
-            f"no runtime named '{name}'",
-            hint=(f"did you mean '{near[0]}'? " if near else "") + f"there are {', '.join(NAMES)}",
-        )
+    check_name(name)
     found: Runtime = importlib.import_module(f"{__name__}.{name}").RUNTIME
     return found
 
