@@ -28,7 +28,8 @@ run = run_of({"DilatedConvStack.channels": tuple(range(1, 41))})
 try:
     with SweepProgress() as show:
         report = launch(name, run, dataset=dataset, trials=8, storage=storage, ship=ship == "ship",
-                        evaluator=evaluator, measurer=measurer, address=address, on_event=show)
+                        evaluator=evaluator, measurer=measurer, address=address,
+                        log=["tensorboard"], on_event=show)
 except UserError as error:
     sys.exit(f"error: {error.message}")
 print(report.summary())
@@ -93,7 +94,10 @@ def test_through_a_client_server_the_driver_runs_on_the_cluster(nodes, start, st
 
     output, _ = start(dataset, "slow", address).communicate(timeout=120)
     assert "'s' has 8 of 8 trials" in output
-    assert len(Ledger.open(storage, "s").ids()) == 8
+    ids = Ledger.open(storage, "s").ids()
+    assert len(ids) == 8
+    logged = {file.parent.name for file in storage.glob("s/logs/tensorboard/*/events.*")}
+    assert ids == logged
 
 
 @pytest.fixture
