@@ -46,6 +46,10 @@ MAX_GROWTH_BYTES = 2**30
 a compiled decoder, 10 to 25 MB a trial. A new worker takes ten seconds."""
 
 
+MOST_WAITING = 2
+"""Trials that may wait, for each one on record, while new ones are begun: a sampler learns from
+what has finished."""
+
 MOST_REPORTS = 50
 """Reports of all running trials that the driver wants in a second. One takes it a millisecond, for
 which the trial waits, and more the more trials there are: Ray looks at all that run."""
@@ -178,9 +182,10 @@ class Driver:
 
     @property
     def _wants_new_ones(self) -> bool:
-        """Whether trials are missing that nobody has begun."""
+        """Whether trials are missing that nobody has begun, and not too many wait."""
         begun = len(self._running) + len(self._again) + len(self._deferred)
-        return not self.exhausted and self._on_record + begun < self._budget.trials
+        missing = not self.exhausted and self._on_record + begun < self._budget.trials
+        return missing and len(self._deferred) < max(1, MOST_WAITING * self._on_record)
 
     def _has_steps_for_another(self, done: int = 0) -> bool:
         """Whether one more trial can be trained to its end, if all that run are.

@@ -3,13 +3,14 @@
 TensorFlow is imported when a trial starts, not with this module: the driver needs the types only.
 """
 
+import contextlib
 import errno
 import json
 import math
 import os
 import platform
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -36,8 +37,8 @@ Measure = Callable[[bytes, float, MeasureConfig], "RtfMeasurement"]
 
 ARTIFACTS = "artifacts"
 """Folder in a trial's working folder: what is kept of it."""
-CURVE_FILE = "curve.json"
-"""File in a trial's working folder: its learning curve so far."""
+HISTORY_FILE = "history.json"
+"""File in a trial's working folder: its learning curve so far, and the time that it took."""
 SUMMARIES = "summaries"
 """Folder in `ARTIFACTS` for TensorBoard, where `train.summaries` asks for it."""
 
@@ -207,22 +208,30 @@ def _stages(
 
     started = time.monotonic()
     files = workdir / ARTIFACTS / SUMMARIES if config.train.summaries else None
+    history = _History.read(workdir / HISTORY_FILE)
+    curve, seconds_before = history.curve, history.train_seconds
+    rungs = rung_steps(sweep.rungs, steps, every=REPORT_EVERY)
     running = train(
         model, clips, config.train, checkpoints=workdir / "checkpoints", summaries=files
     )
-    rungs = rung_steps(sweep.rungs, steps, every=REPORT_EVERY)
-    curve = _read_curve(workdir / CURVE_FILE)
-    for report in running:
-        record.metrics["train_loss"] = report.loss
-        record.train_steps = report.step
-        record.train_seconds = time.monotonic() - started
-        if report.step in rungs and report.step not in curve:
-            curve[report.step] = _rung_loss(record, model)
-            _write_curve(workdir / CURVE_FILE, curve)
-        # A checkpoint may be older than the curve.
-        record.curve = {at: loss for at, loss in curve.items() if at <= report.step}
-        reached = record.trial(Reason.PRUNED) if report.step in rungs else None
-        yield Progress("train", report.step, steps, report.loss, reached)
+    with contextlib.closing(running):
+        for report in running:
+            record.metrics["train_loss"] = report.loss
+            record.train_steps = report.step
+            history.train_seconds = seconds_before + time.monotonic() - started
+            record.train_seconds = history.train_seconds
+            if report.step in rungs and report.step not in curve:
+                curve[report.step] = _rung_loss(record, model)
+                history.write(workdir / HISTORY_FILE)
+            # A checkpoint may be older than the curve.
+            record.curve = {at: loss for at, loss in curve.items() if at <= report.step}
+            reached = record.trial(Reason.PRUNED) if report.step in rungs else None
+            try:
+                yield Progress("train", report.step, steps, report.loss, reached)
+            except GeneratorExit:
+                with contextlib.suppress(OSError):  # the folder of one that ends here is gone
+                    history.write(workdir / HISTORY_FILE)
+                raise
 
     yield Progress("export", steps, steps, record.metrics.get("train_loss"))
     trained = _trained(model, config)
@@ -241,17 +250,31 @@ def rung_steps(shares: Iterable[float], steps: int, *, every: int) -> list[int]:
     return sorted(rung for rung in rungs if rung < steps)
 
 
-def _read_curve(file: Path) -> dict[int, float]:
-    """Returns the learning curve that another worker has left, as far as it came."""
-    if not file.exists():
-        return {}
-    return {int(step): loss for step, loss in json.loads(file.read_text()).items()}
+@dataclass
+class _History:
+    """What a trial keeps of itself besides its checkpoints, for who goes on with it.
 
+    Attributes:
+      curve: Validation loss by step, as far as any worker came.
+      train_seconds: Time of training. What a worker that was killed did after a rung is not in it.
+    """
 
-def _write_curve(file: Path, curve: Mapping[int, float]) -> None:
-    whole = file.with_suffix(".new")
-    whole.write_text(json.dumps(curve))
-    whole.replace(file)
+    curve: dict[int, float] = field(default_factory=dict)
+    train_seconds: float = 0.0
+
+    @classmethod
+    def read(cls, file: Path) -> "_History":
+        """Returns what another worker has left, if one has."""
+        if not file.exists():
+            return cls()
+        values = json.loads(file.read_text())
+        curve = {int(step): loss for step, loss in values["curve"].items()}
+        return cls(curve, values["train_seconds"])
+
+    def write(self, file: Path) -> None:
+        whole = file.with_suffix(".new")
+        whole.write_text(json.dumps(asdict(self)))
+        whole.replace(file)
 
 
 def _rung_loss(record: _Record, model: "Model") -> float:

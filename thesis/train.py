@@ -6,7 +6,7 @@ import functools
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,7 +60,7 @@ def train(
     *,
     checkpoints: Path | None = None,
     summaries: Path | None = None,
-) -> Iterator[Report]:
+) -> Generator[Report, None, None]:
     """Trains a model in place and reports every few steps.
 
     What a step sees depends on the seed and on its number only, so a run that resumes from a

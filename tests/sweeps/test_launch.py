@@ -450,10 +450,11 @@ def reached_by(candidate, step):
     return Progress("train", step, 10, reached=reached)
 
 
-def deferring(shared, shortfalls, *, missing=4, **options):
+def deferring(shared, shortfalls, *, missing=4, on_record=5, **options):
     """A driver over 8, 1, 2, 3, .. channels in this order."""
     run = run_of(WIDTHS, "sweep.sampler = 'grid'", "train.steps = 10")
-    driver = driver_of(shared, missing=missing, run=run, **options)
+    finished = [trial_of("s", channels(100 + number)) for number in range(on_record)]
+    driver = driver_of(shared, missing=missing, run=run, finished=finished, **options)
     driver._rule = Shortfalls(shortfalls)
     return driver
 
@@ -508,6 +509,19 @@ def test_a_trial_that_goes_on_waits_again_where_a_better_one_does(shared):
     driver.ended(trial_of("s", channels(8)))
     assert begun(driver) == 1
     assert not driver.advanced(channels(1), reached_by(channels(1), 8))
+
+
+def test_those_that_wait_go_on_when_there_are_twice_as_many_as_on_record(shared):
+    shortfalls = {8: 0.3, 1: 0.1, 2: 0.2}
+    driver = deferring(shared, shortfalls, slots=1, missing=8, on_record=1)
+    for number in (8, 1):
+        assert begun(driver) == number
+        assert driver.advanced(channels(number), reached_by(channels(number), 4))
+    assert begun(driver) == 1  # two wait
+    assert driver.advanced(channels(1), reached_by(channels(1), 6))  # one waits
+    assert begun(driver) == 1
+    driver.ended(trial_of("s", channels(1)))
+    assert begun(driver) == 2
 
 
 def test_what_waits_is_stopped_when_what_has_finished_meanwhile_rules_it_out(shared):
