@@ -22,10 +22,11 @@ from benchmarks import _harness as harness
 from sweeps.tables import print_table
 from thesis.architecture import INPUTS, Conv, Node, initial_weights, macs_per_frame
 from thesis.config import N_INPUTS, DecoderConfig, DilatedConvStackConfig, SynthConfig
+from thesis.environ import environment
 from thesis.errors import UserError
 from thesis.measure import pinned_to_one_core
 from thesis.runtimes import NAMES, runtime
-from thesis.runtimes.contract import Quantisation, Session, TrainedDecoder, environment
+from thesis.runtimes.contract import Quantisation, Session, TrainedDecoder
 
 NAME = "model_kinds"
 REFERENCE = NAMES[0]
