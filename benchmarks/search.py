@@ -24,7 +24,7 @@ from sweeps.evaluate import rung_steps
 from sweeps.pareto import hypervolume, non_dominated
 from sweeps.search import Search
 from sweeps.space import Choice, SearchSpace
-from sweeps.stopping import Waiting, stopping_rule
+from sweeps.stopping import Waiting, most_promising, stopping_rule
 from sweeps.tables import print_table
 from sweeps.trial import AxisValue, Candidate, Provenance, Reason, Trial
 
@@ -85,8 +85,8 @@ def _halving(sampler: str, factor: int, rungs: tuple[int, ...]) -> Strategy:
 
 
 REFERENCE = Strategy("random", "none")
-BEST = _deferring("tpe", 0.9)
-"""Whose share is the benchmark's value."""
+BEST = _deferring("tpe", 0.8)
+"""Whose share is the benchmark's value: sampler and confidence are the defaults."""
 
 STRATEGIES = (
     REFERENCE,
@@ -102,8 +102,8 @@ STRATEGIES = (
     _bound("tpe", 0.9),
     _bound("tpe", 0.8),
     _bound("tpe", 0.7),
+    _deferring("tpe", 0.9),
     BEST,
-    _deferring("tpe", 0.8),
     _deferring("tpe", 0.8, (40, 80, 160)),
     _halving("tpe", 2, (40, 80, 160)),
     Strategy("nsga2", "none"),
@@ -139,7 +139,7 @@ def replay(table: Sequence[Trial], strategy: Strategy, run: RunConfig, seed: int
     return _Replay(table, strategy, run, seed).result()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Running:
     """A trial on its way to a rung, or to its end. They sort by when they come there."""
 
@@ -160,7 +160,7 @@ class _Replay:
         self._rungs = strategy.rungs
         self._rule = stopping_rule(run.sweep)
         self._running: list[_Running] = []
-        self._waiting: list[tuple[_Running, Waiting]] = []
+        self._waiting: dict[_Running, Waiting] = {}
         self._result = Replay()
 
     def result(self) -> Replay:
@@ -183,9 +183,8 @@ class _Replay:
             first = self._ends(trial)[0]
             heapq.heappush(self._running, _Running(now + first, self._order.given, 0, trial))
             return
-        while self._waiting:
-            self._judge()
-            one, waiting = self._waiting.pop(0)
+        while one := most_promising(self._waiting, self._rule):
+            waiting = self._waiting.pop(one)
             if not waiting.verdict.stop:
                 self._result.resumed += 1
                 self._go_on(one, now)
@@ -201,27 +200,22 @@ class _Replay:
         if verdict.stop:
             self._stop(one, one.at, verdict.stop)
             return True
-        if verdict.shortfall > 0 and self._has_better_than(verdict.shortfall):
+        if verdict.waits and self._has_better_than(verdict.gain):
             waiting = Waiting(self._rungs[one.rung], verdict, steps, reached)
-            self._waiting.append((one, waiting))
+            self._waiting[one] = waiting
             return True
         return False
 
-    def _has_better_than(self, shortfall: float) -> bool:
+    def _has_better_than(self, gain: float) -> bool:
         if self._wants_new_ones():
             return True
-        self._judge()
-        return bool(self._waiting) and self._waiting[0][1].verdict.shortfall < shortfall
+        best = most_promising(self._waiting, self._rule)
+        return best is not None and self._waiting[best].verdict.gain > gain
 
     def _wants_new_ones(self) -> bool:
         on_record = len(self._result.finished) + len(self._result.stopped)
         room = len(self._waiting) < max(1, MOST_WAITING * on_record)
         return room and self._order.left > 0
-
-    def _judge(self) -> None:
-        """Asks the rule anew about those that wait; the one that is to go on first comes first."""
-        judged = [(one, waiting.judged_by(self._rule)) for one, waiting in self._waiting]
-        self._waiting = sorted(judged, key=lambda pair: pair[1].verdict.shortfall)
 
     def _go_on(self, one: _Running, now: int) -> None:
         ends = self._ends(one.trial)
@@ -241,7 +235,7 @@ class _Replay:
         self._result.finished.append(record)
         # What runs has been trained up to now as well, and what waits up to its rung.
         begun = sum(self._ends(r.trial)[r.rung] - (r.at - one.at) for r in self._running)
-        begun += sum(waiting.step for _, waiting in self._waiting)
+        begun += sum(waiting.step for waiting in self._waiting.values())
         self._result.spent.append(self._result.steps + begun)
         self._learn(record)
 

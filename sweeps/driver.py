@@ -26,7 +26,7 @@ from sweeps.progress import (
     Waited,
 )
 from sweeps.search import Search, screen
-from sweeps.stopping import StoppingRule, Verdict, Waiting
+from sweeps.stopping import StoppingRule, Verdict, Waiting, most_promising
 from sweeps.trial import Attempt, Candidate, Reason, Trial
 from thesis.data import DatasetFacts
 from thesis.errors import UserError
@@ -142,7 +142,7 @@ class Driver:
         self._running: set[Candidate] = set()
         self._attempts = {attempt.candidate.id: attempt for attempt in started}
         self._deferred = {
-            attempt.candidate: Waiting(attempt.waits_at, Verdict(shortfall=attempt.shortfall))
+            attempt.candidate: Waiting(attempt.waits_at, Verdict(waits=True, gain=attempt.gain))
             for attempt in self._attempts.values()
             if attempt.waits_at
         }
@@ -209,9 +209,7 @@ class Driver:
                 return self._begin(again)
             if has_steps and self._wants_new_ones:
                 attempt = self._propose()
-            elif (best := self._best_deferred()) and self._has_steps_for_another(
-                self._deferred[best].step
-            ):
+            elif best := self._best_deferred():
                 attempt = self._resume(best)
             else:
                 if not has_steps and not self._running:  # one that runs may yet be stopped early
@@ -233,26 +231,27 @@ class Driver:
         self._record(infeasible)
         return None
 
-    def _has_better_than(self, shortfall: float) -> bool:
-        """Whether a trial that falls short by so much would keep a worker from better ones."""
+    def _has_better_than(self, gain: float) -> bool:
+        """Whether a trial of which so much is expected would keep a worker from better ones."""
         if self._wants_new_ones:
             return True
-        best = self._best_deferred()
-        return best is not None and self._deferred[best].verdict.shortfall < shortfall
+        best = most_promising(self._deferred, self._rule)
+        return best is not None and self._deferred[best].verdict.gain > gain
 
     def _best_deferred(self) -> Candidate | None:
-        """Returns which of those that wait comes nearest to what it must; None if none waits."""
-        self._deferred = {c: one.judged_by(self._rule) for c, one in self._deferred.items()}
-        shortfall = {c: one.verdict.shortfall for c, one in self._deferred.items()}
-        return min(shortfall, key=shortfall.__getitem__, default=None)
+        """Returns which of those that wait is to go on; None while there are no steps for it."""
+        best = most_promising(self._deferred, self._rule)
+        if best is None or not self._has_steps_for_another(self._deferred[best].step):
+            return None
+        return best
 
     def _resume(self, candidate: Candidate) -> Attempt | None:
-        """Returns the attempt of one that waits; None if it is ruled out meanwhile."""
+        """Returns the attempt of one that waits; None if it was ruled out meanwhile."""
         waiting = self._deferred.pop(candidate)
         if waiting.reached and waiting.verdict.stop:
             self._stop(waiting.reached, waiting.verdict.stop)
             return None
-        return replace(self._attempts[candidate.id], waits_at=0, shortfall=0.0)
+        return replace(self._attempts[candidate.id], waits_at=0, gain=0.0)
 
     def _next_again(self) -> Attempt | None:
         """Returns what is to be tried again and may run now.
@@ -283,7 +282,7 @@ class Driver:
         if reached and verdict.stop:
             self._stop(reached, verdict.stop)
             return True
-        if reached and verdict.shortfall > 0 and self._has_better_than(verdict.shortfall):
+        if reached and verdict.waits and self._has_better_than(verdict.gain):
             self._defer(reached, progress.steps, verdict)
             return True
         self.on_event(TrialAdvanced(candidate, progress))
@@ -298,7 +297,7 @@ class Driver:
         candidate, step = reached.candidate, max(reached.curve)
         self._running.discard(candidate)
         self._deferred[candidate] = Waiting(step, verdict, steps, reached)
-        attempt = replace(self._attempts[candidate.id], waits_at=step, shortfall=verdict.shortfall)
+        attempt = replace(self._attempts[candidate.id], waits_at=step, gain=verdict.gain)
         self._attempts[candidate.id] = attempt
         # For who watches, and for a launch after this one. This one knows.
         with contextlib.suppress(LedgerError):

@@ -12,22 +12,29 @@ A rule is asked by the driver, which alone sees all trials. Pure: NumPy, no Ray,
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from sweeps.config import SweepConfig
 from sweeps.objectives import Objective, objective
-from sweeps.pareto import non_dominated
+from sweeps.pareto import ReferencePoint, non_dominated
 from sweeps.trial import Status, Trial
 
 Floats = npt.NDArray[np.float64]
+K = TypeVar("K", bound=Hashable)
 
 HEADROOM = 0.05
 """How much better than the best final loss so far a trial is thought to be able to end."""
+
+_MOST_ENDS = 16
+"""Ends that the expectation of a gain is taken over."""
+
+_MARGIN = 1.1
+"""Factor by which the worst value that counts in a gain is beyond the worst one known."""
 
 _FEWEST = 3
 """Finished trials with a loss at a rung, from which a mean and a deviation are taken."""
@@ -41,12 +48,13 @@ class Verdict(NamedTuple):
 
     Attributes:
       stop: Why the trial is to stop; '' when it need not.
-      shortfall: Logarithm of the ratio of its expected final loss to what it must come to. Above 0
-        it is to wait while there is better to do. Minus infinity where nothing is expected.
+      waits: It is to wait while there is better to do.
+      gain: The volume that it is expected to add to what the front beats, where it waits.
     """
 
     stop: str = ""
-    shortfall: float = -math.inf
+    waits: bool = False
+    gain: float = 0.0
 
 
 class StoppingRule(Protocol):
@@ -95,10 +103,11 @@ class NoRule:
 
 @dataclass(frozen=True)
 class _Finished:
-    """A completed trial: what it costs, and how its loss came down."""
+    """A completed trial: what it costs, as recorded and as intervals, and its loss."""
 
     id: str
     sweep: str
+    values: tuple[float, ...]
     costs: tuple[tuple[float, float], ...]
     loss: float
     curve: dict[int, float]
@@ -132,7 +141,9 @@ class BoundRule:
     were not stopped, and the best of all does not know its own loss as a floor.
     docs/results/search.md has the rate on real curves.
 
-    With `defers`, a trial that goes the mean share and would end above `L*` is to wait.
+    With `defers`, a trial that goes the mean share of the way and would end above `L*` is to wait.
+    Those that wait go on by their expected improvement of the hypervolume (Emmerich, Deutz &
+    Klinkenberg 2011), over where a trial ends that goes as far as one of the finished ones did.
     """
 
     def __init__(self, costs: tuple[Objective, ...], *, confidence: float, defers: bool) -> None:
@@ -155,7 +166,13 @@ class BoundRule:
         loss = trial.metric(LOSS)
         if trial.status is Status.COMPLETED and costs is not None and loss and loss > 0:
             self._finished[trial.sweep, trial.id] = _Finished(
-                trial.id, trial.sweep, costs, loss, dict(trial.curve), trial.provenance.train_steps
+                trial.id,
+                trial.sweep,
+                tuple(cost.of(trial) or 0.0 for cost in self._costs),
+                costs,
+                loss,
+                dict(trial.curve),
+                trial.provenance.train_steps,
             )
             self._extrapolations.clear()
 
@@ -176,15 +193,33 @@ class BoundRule:
         step, loss = max(reached.curve), reached.curve[max(reached.curve)]
         extrapolation = self._extrapolation(steps)
         bound = extrapolation.bound(step, loss)
+        if bound > best.loss:
+            return Verdict(
+                f"step {step} of {steps}; val_loss {loss:.4g} then, at best {bound:.4g} "
+                f"at the end; {best.id} has {best.loss:.4g} at no higher cost"
+            )
         expected = extrapolation.expected(step, loss) if self._defers else None
-        shortfall = math.log(expected / best.loss) if expected else -math.inf
-        if bound <= best.loss:
-            return Verdict(shortfall=shortfall)
-        why = (
-            f"step {step} of {steps}; val_loss {loss:.4g} then, at best {bound:.4g} "
-            f"at the end; {best.id} has {best.loss:.4g} at no higher cost"
+        if expected is None or expected <= best.loss:
+            return Verdict()
+        return Verdict(waits=True, gain=self._gain(reached, extrapolation.finals(step, loss)))
+
+    def _gain(self, reached: Trial, finals: Floats) -> float:
+        """Returns the volume that a trial is expected to add, if it ends at one of some losses."""
+        costs = [cost.of(reached) for cost in self._costs]
+        own = np.array(
+            [(o.loss, *o.values) for o in self._finished.values() if o.sweep == reached.sweep]
         )
-        return Verdict(why, shortfall)
+        ends = np.array([(final, *costs) for final in finals])
+        objectives = (objective(LOSS), *self._costs)
+        signs = np.array([o.sign for o in objectives])
+        worst = (signs * np.vstack([own, ends])).max(axis=0) * signs
+        if not (worst > 0).all():  # no scale: nothing tells those that wait apart
+            return 0.0
+        reference = ReferencePoint(objectives, tuple(worst * _MARGIN**signs))
+        front = own[non_dominated(signs * own)]
+        before = reference.hypervolume(front)
+        after = [reference.hypervolume(np.vstack([front, end])) for end in ends]
+        return float(np.mean(after)) - before
 
     def _extrapolation(self, steps: int) -> "Extrapolation":
         if steps not in self._extrapolations:
@@ -222,6 +257,7 @@ class Extrapolation:
         at_rung, final = np.log(losses[telling]), np.log(np.array(finals)[telling, None])
         self._floor = float(final.min()) - math.log(1.0 + HEADROOM)
         share = (at_rung - final) / (np.maximum(at_rung, final.min()) - self._floor)
+        self._share = share
         self._mean = np.nanmean(share, axis=0)
         self._deviation = np.nanstd(share, axis=0, ddof=1) + 1e-9
         count = (~np.isnan(share)).sum(axis=0)
@@ -247,6 +283,17 @@ class Extrapolation:
         return (
             self._after(float(self._mean[self._rungs[step]]), loss) if step in self._rungs else None
         )
+
+    def finals(self, step: int, loss: float) -> Floats:
+        """Returns where a loss at a rung ends that goes as far as each of some others did.
+
+        Of many others the evenly spaced quantiles.
+        """
+        shares = self._share[:, self._rungs[step]]
+        shares = shares[~np.isnan(shares)]
+        if len(shares) > _MOST_ENDS:
+            shares = np.quantile(shares, (np.arange(_MOST_ENDS) + 0.5) / _MOST_ENDS)
+        return np.array([self._after(share, loss) for share in shares])
 
     def _after(self, share: float, loss: float) -> float:
         way = max(math.log(loss) - self._floor, math.log(1.0 + HEADROOM))
@@ -274,6 +321,22 @@ class Waiting:
         if self.reached is None:
             return self
         return replace(self, verdict=rule.verdict(self.reached, self.steps))
+
+
+def most_promising(waiting: MutableMapping[K, Waiting], rule: StoppingRule) -> K | None:
+    """Returns which of those that wait is to go on first, by what is known now; None for none.
+
+    Gains shrink as a front grows. So what leads the others, as they were judged before, when it is
+    judged again leads them in truth, and few have to be.
+    """
+    judged = set[K]()
+    while waiting:
+        best = max(waiting, key=lambda key: waiting[key].verdict.gain)
+        if best in judged:
+            return best
+        waiting[best] = waiting[best].judged_by(rule)
+        judged.add(best)
+    return None
 
 
 def _costs(trial: Trial, costs: tuple[Objective, ...]) -> tuple[tuple[float, float], ...] | None:

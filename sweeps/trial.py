@@ -172,7 +172,7 @@ class Attempt:
       losses: Workers that went away with their nodes.
       cause: What the last death or loss was, in a line.
       waits_at: Training steps after which it waits for others, see `sweeps.stopping`; 0 if it runs.
-      shortfall: What was said of it then, see `sweeps.stopping.Verdict`.
+      gain: What was expected of it then, see `sweeps.stopping.Verdict`.
     """
 
     candidate: Candidate
@@ -182,7 +182,7 @@ class Attempt:
     losses: int = 0
     cause: str = ""
     waits_at: int = 0
-    shortfall: float = 0.0
+    gain: float = 0.0
 
     def to_json(self) -> str:
         """Returns one JSON object."""

@@ -1,5 +1,4 @@
 import dataclasses
-import math
 import os
 import platform
 import shutil
@@ -429,11 +428,11 @@ def test_a_trial_that_is_stopped_is_on_record_with_what_it_reached(shared):
     assert not shared.workdir(record.candidate).exists()
 
 
-class Shortfalls:
+class Gains:
     """A rule that has trials wait, and stops them, as it is told to by number of channels."""
 
-    def __init__(self, shortfalls):
-        self.shortfalls = shortfalls
+    def __init__(self, gains):
+        self.gains = gains
         self.stops = {}
 
     def learn(self, trial):
@@ -441,7 +440,8 @@ class Shortfalls:
 
     def verdict(self, reached, steps):
         number = reached.candidate["channels"]
-        return Verdict(self.stops.get(number, ""), self.shortfalls.get(number, -math.inf))
+        waits, gain = number in self.gains, self.gains.get(number, 0.0)
+        return Verdict(self.stops.get(number, ""), waits, gain)
 
 
 def reached_by(candidate, step):
@@ -450,12 +450,12 @@ def reached_by(candidate, step):
     return Progress("train", step, 10, reached=reached)
 
 
-def deferring(shared, shortfalls, *, missing=4, on_record=5, **options):
+def deferring(shared, gains, *, missing=4, on_record=5, **options):
     """A driver over 8, 1, 2, 3, .. channels in this order."""
     run = run_of(WIDTHS, "sweep.sampler = 'grid'", "train.steps = 10")
     finished = [trial_of("s", channels(100 + number)) for number in range(on_record)]
     driver = driver_of(shared, missing=missing, run=run, finished=finished, **options)
-    driver._rule = Shortfalls(shortfalls)
+    driver._rule = Gains(gains)
     return driver
 
 
@@ -466,7 +466,7 @@ def begun(driver):
 
 def test_trials_that_wait_go_on_when_nothing_new_is_left_the_most_promising_first(shared):
     events = []
-    driver = deferring(shared, {8: 0.3, 1: 0.1}, on_event=events.append)
+    driver = deferring(shared, {8: 0.1, 1: 0.3}, on_event=events.append)
     assert [begun(driver), begun(driver), begun(driver)] == [8, 1, None]
     for number in (8, 1):
         shared.workdir(channels(number)).mkdir(parents=True)
@@ -476,7 +476,7 @@ def test_trials_that_wait_go_on_when_nothing_new_is_left_the_most_promising_firs
         channels(1),
     ]
     assert shared.ledger.ids() == set()
-    assert {(a.waits_at, a.shortfall) for a in shared.ledger.started()} == {(4, 0.3), (4, 0.1)}
+    assert {(a.waits_at, a.gain) for a in shared.ledger.started()} == {(4, 0.1), (4, 0.3)}
     assert [begun(driver), begun(driver)] == [2, 3]
     assert not driver.complete
     driver.ended(trial_of("s", channels(2)))
@@ -495,14 +495,14 @@ def test_a_trial_goes_on_where_nothing_better_is_left_to_do(shared):
 
 
 def test_a_trial_that_goes_on_waits_again_where_a_better_one_does(shared):
-    driver = deferring(shared, {8: 0.3, 1: 0.1}, slots=1, missing=3)
+    driver = deferring(shared, {8: 0.1, 1: 0.3}, slots=1, missing=3)
     for number in (8, 1):
         assert begun(driver) == number
         driver.advanced(channels(number), reached_by(channels(number), 4))
     assert begun(driver) == 2
     driver.ended(trial_of("s", channels(2)))
     assert begun(driver) == 1
-    driver._rule.shortfalls = {8: 0.3, 1: 0.4}
+    driver._rule.gains = {8: 0.1, 1: 0.05}
     assert driver.advanced(channels(1), reached_by(channels(1), 6))
     assert begun(driver) == 8
     assert not driver.advanced(channels(8), reached_by(channels(8), 6))
@@ -512,8 +512,8 @@ def test_a_trial_that_goes_on_waits_again_where_a_better_one_does(shared):
 
 
 def test_those_that_wait_go_on_when_there_are_twice_as_many_as_on_record(shared):
-    shortfalls = {8: 0.3, 1: 0.1, 2: 0.2}
-    driver = deferring(shared, shortfalls, slots=1, missing=8, on_record=1)
+    gains = {8: 0.1, 1: 0.3, 2: 0.2}
+    driver = deferring(shared, gains, slots=1, missing=8, on_record=1)
     for number in (8, 1):
         assert begun(driver) == number
         assert driver.advanced(channels(number), reached_by(channels(number), 4))
@@ -525,7 +525,7 @@ def test_those_that_wait_go_on_when_there_are_twice_as_many_as_on_record(shared)
 
 
 def test_what_waits_is_stopped_when_what_has_finished_meanwhile_rules_it_out(shared):
-    driver = deferring(shared, {8: 0.3, 1: 0.1}, slots=1, missing=3)
+    driver = deferring(shared, {8: 0.1, 1: 0.3}, slots=1, missing=3)
     for number in (8, 1):
         assert begun(driver) == number
         shared.workdir(channels(number)).mkdir(parents=True)
@@ -541,7 +541,7 @@ def test_what_waits_is_stopped_when_what_has_finished_meanwhile_rules_it_out(sha
 
 
 def test_another_launch_goes_on_with_what_waits_last_of_all(shared):
-    driver = deferring(shared, {8: 0.3, 1: 0.1}, slots=2)
+    driver = deferring(shared, {8: 0.1, 1: 0.3}, slots=2)
     for number in (8, 1):
         assert begun(driver) == number
         driver.advanced(channels(number), reached_by(channels(number), 4))

@@ -84,7 +84,7 @@ def test_a_record_holds_the_figures_by_stable_keys(ledger, tmp_path):
                 "losses": 0,
                 "cause": "",
                 "waits_at": 0,
-                "shortfall": 0.0,
+                "gain": 0.0,
             }
         ],
     }
@@ -100,7 +100,7 @@ def test_what_was_started_does_not_run_when_no_launch_is_alive(ledger, tmp_path)
 
 def test_a_trial_that_waits_does_not_run(ledger, tmp_path):
     ledger.mark_started(Attempt(candidate(2), host="a", began_at=time.time()))
-    ledger.mark_started(Attempt(candidate(3), host="a", waits_at=40, shortfall=0.1))
+    ledger.mark_started(Attempt(candidate(3), host="a", waits_at=40, gain=0.1))
     with leased(ledger.location, "s"):
         status = StatusReader(tmp_path, "s").read()
     assert [attempt.candidate for attempt in status.running] == [candidate(2)]

@@ -10,8 +10,15 @@ import pytest
 from sweeps.config import Limits, SweepConfig
 from sweeps.ledger import Ledger, SweepFacts
 from sweeps.objectives import objective
-from sweeps.pareto import non_dominated
-from sweeps.stopping import HEADROOM, Extrapolation, Verdict, stopping_rule
+from sweeps.pareto import hypervolume, non_dominated
+from sweeps.stopping import (
+    HEADROOM,
+    Extrapolation,
+    Verdict,
+    Waiting,
+    most_promising,
+    stopping_rule,
+)
 from sweeps.trial import Candidate, Measurement, Provenance, Reason, Trial
 
 RUNGS = (30, 60, 120, 240)
@@ -249,9 +256,11 @@ def test_a_rule_is_the_same_however_often_and_in_whatever_order_it_is_told(stopp
     ]
     verdicts = [(once.verdict(t, STEPS), again.verdict(t, STEPS)) for t in reached]
     assert all(bool(one.stop) == bool(other.stop) for one, other in verdicts)
-    assert all(one.shortfall == pytest.approx(other.shortfall) for one, other in verdicts)
+    assert all(one.waits == other.waits for one, other in verdicts)
+    assert all(one.gain == pytest.approx(other.gain) for one, other in verdicts)
     assert any(one.stop for one, _ in verdicts) is (stopping != "none")
-    assert any(one.shortfall > 0 for one, _ in verdicts) is (stopping == "defer")
+    assert any(one.waits for one, _ in verdicts) is (stopping == "defer")
+    assert any(one.gain > 0 for one, _ in verdicts) is (stopping == "defer")
 
 
 def test_a_trial_waits_that_is_not_expected_to_reach_a_cheaper_one():
@@ -262,7 +271,8 @@ def test_a_trial_waits_that_is_not_expected_to_reach_a_cheaper_one():
     rule.learn(trial(7, {30: 7.0}, loss=5.9))
     verdicts = [rule.verdict(trial(1, {30: loss}), STEPS) for loss in (8.0, 9.2, 9.6)]
     assert not any(verdict.stop for verdict in verdicts)
-    assert verdicts[0].shortfall < 0 < verdicts[1].shortfall < verdicts[2].shortfall
+    assert [verdict.waits for verdict in verdicts] == [False, True, True]
+    assert verdicts[1].gain > verdicts[2].gain > 0 == verdicts[0].gain
     plain = taught(rule_of("bound"), [*dear, trial(7, {30: 7.0}, loss=5.9)])
     assert plain.verdict(trial(1, {30: 9.2}), STEPS) == Verdict()
 
@@ -281,6 +291,86 @@ def test_what_is_expected_is_the_mean_share_of_the_way():
     )
     assert extrapolation.expected(60, 8.0) is None
     assert Extrapolation(curves[:2], finals[:2], risk=0.1).expected(30, 8.0) is None
+
+
+def test_a_gain_is_the_mean_volume_that_the_possible_ends_add():
+    rule = rule_of("defer", confidence=0.99)
+    curve = [(10.0, 6.0), (9.0, 6.5), (11.0, 5.5)]
+    for number, (at, end) in enumerate(curve):
+        rule.learn(trial(100 + number, {30: at}, loss=end, rtf=1.0 + number))
+    found = rule.verdict(trial(1, {30: 10.5}, rtf=1.5), STEPS)
+    assert found.waits
+
+    floor = math.log(5.5 / (1 + HEADROOM))
+    shares = [math.log(at / end) / (math.log(at) - floor) for at, end in curve]
+    ends = [10.5 * math.exp(-share * (math.log(10.5) - floor)) for share in shares]
+    worst_loss, worst_cost = 1.1 * max(6.5, *ends), math.log10(1.1 * 3.0)
+    points = [(1.0, 6.0), (2.0, 6.5), (3.0, 5.5)]
+
+    def volume(points):
+        axes = [(math.log10(cost), loss / worst_loss) for cost, loss in points]
+        return hypervolume(axes, (worst_cost, 1.0))
+
+    gains = [volume([*points, (1.5, end)]) - volume(points) for end in ends]
+    assert found.gain == pytest.approx(statistics.mean(gains))
+    assert min(gains) == 0.0 < max(gains)
+
+
+def test_costs_of_zero_tell_nothing_of_a_gain():
+    rule = taught(rule_of("defer", confidence=0.99), finished(5, rtf=0.0))
+    assert rule.verdict(trial(1, {30: 12.0}, rtf=0.0), STEPS) == Verdict(waits=True)
+
+
+def test_of_many_trials_the_quantiles_tell_where_others_may_end():
+    rng = np.random.default_rng(0)
+    _, losses = curves(rng, 400)
+    named = [dict(zip(RUNGS, curve, strict=False)) for curve in losses]
+    finals = [curve[-1] for curve in losses]
+    few = Extrapolation(named[:10], finals[:10], risk=0.1).finals(60, 9.0)
+    many = Extrapolation(named, finals, risk=0.1).finals(60, 9.0)
+    assert (len(few), len(many)) == (10, 16)
+    each = [Extrapolation(named, finals, risk=0.1)._after(s, 9.0) for s in shares_of(named, finals)]
+    assert np.mean(many) == pytest.approx(np.mean(each), rel=0.01)
+
+
+def shares_of(named, finals):
+    floor = math.log(min(finals) / (1 + HEADROOM))
+    return [
+        math.log(curve[60] / final) / (math.log(max(curve[60], min(finals))) - floor)
+        for curve, final in zip(named, finals, strict=True)
+    ]
+
+
+class Told:
+    """A rule that says of each trial what it is told to; `asked` are those it was asked about."""
+
+    def __init__(self, gains):
+        self.gains = gains
+        self.asked = []
+
+    def verdict(self, reached, steps):
+        self.asked.append(reached.candidate["channels"])
+        return Verdict(waits=True, gain=self.gains[self.asked[-1]])
+
+
+def test_the_most_promising_goes_on_first_and_few_are_judged_again():
+    def wait(gains):
+        return {
+            number: Waiting(30, Verdict(waits=True, gain=gain), STEPS, trial(number, {30: 9.0}))
+            for number, gain in gains.items()
+        }
+
+    rule = Told({1: 0.1, 2: 0.25, 3: 0.35, 4: 0.0})
+    assert most_promising(wait({1: 0.1, 2: 0.3, 3: 0.4, 4: 0.2}), rule) == 3
+    assert rule.asked == [3]
+    rule = Told({1: 0.1, 2: 0.25, 3: 0.05, 4: 0.0})
+    waiting = wait({1: 0.1, 2: 0.3, 3: 0.4, 4: 0.2})
+    assert most_promising(waiting, rule) == 2
+    assert rule.asked == [3, 2]
+    assert waiting[3].verdict.gain == 0.05
+    assert most_promising({}, rule) is None
+    left = {5: Waiting(30, Verdict(waits=True, gain=0.5)), 1: waiting[1]}  # of an earlier launch
+    assert most_promising(left, rule) == 5
 
 
 def test_trials_without_rungs_tell_nothing_of_how_curves_go_on():
