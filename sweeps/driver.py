@@ -233,6 +233,8 @@ class Driver:
 
     def _has_better_than(self, gain: float) -> bool:
         """Whether a trial of which so much is expected would keep a worker from better ones."""
+        if self.wishes.draining:
+            return False
         if self._wants_new_ones:
             return True
         best = most_promising(self._deferred, self._rule)

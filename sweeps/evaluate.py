@@ -3,7 +3,6 @@
 TensorFlow is imported when a trial starts, not with this module: the driver needs the types only.
 """
 
-import contextlib
 import errno
 import json
 import math
@@ -211,27 +210,27 @@ def _stages(
     history = _History.read(workdir / HISTORY_FILE)
     curve, seconds_before = history.curve, history.train_seconds
     rungs = rung_steps(sweep.rungs, steps, every=REPORT_EVERY)
+    # Where a trial may be put off, another worker goes on.
     running = train(
-        model, clips, config.train, checkpoints=workdir / "checkpoints", summaries=files
+        model,
+        clips,
+        config.train,
+        checkpoints=workdir / "checkpoints",
+        save_at=rungs,
+        summaries=files,
     )
-    with contextlib.closing(running):
-        for report in running:
-            record.metrics["train_loss"] = report.loss
-            record.train_steps = report.step
-            history.train_seconds = seconds_before + time.monotonic() - started
-            record.train_seconds = history.train_seconds
-            if report.step in rungs and report.step not in curve:
-                curve[report.step] = _rung_loss(record, model)
-                history.write(workdir / HISTORY_FILE)
-            # A checkpoint may be older than the curve.
-            record.curve = {at: loss for at, loss in curve.items() if at <= report.step}
-            reached = record.trial(Reason.PRUNED) if report.step in rungs else None
-            try:
-                yield Progress("train", report.step, steps, report.loss, reached)
-            except GeneratorExit:
-                with contextlib.suppress(OSError):  # the folder of one that ends here is gone
-                    history.write(workdir / HISTORY_FILE)
-                raise
+    for report in running:
+        record.metrics["train_loss"] = report.loss
+        record.train_steps = report.step
+        history.train_seconds = seconds_before + time.monotonic() - started
+        record.train_seconds = history.train_seconds
+        if report.step in rungs and report.step not in curve:
+            curve[report.step] = _rung_loss(record, model)
+            history.write(workdir / HISTORY_FILE)
+        # A checkpoint may be older than the curve.
+        record.curve = {at: loss for at, loss in curve.items() if at <= report.step}
+        reached = record.trial(Reason.PRUNED) if report.step in rungs else None
+        yield Progress("train", report.step, steps, report.loss, reached)
 
     yield Progress("export", steps, steps, record.metrics.get("train_loss"))
     trained = _trained(model, config)
@@ -256,7 +255,7 @@ class _History:
 
     Attributes:
       curve: Validation loss by step, as far as any worker came.
-      train_seconds: Time of training. What a worker that was killed did after a rung is not in it.
+      train_seconds: Time of training up to the last rung.
     """
 
     curve: dict[int, float] = field(default_factory=dict)

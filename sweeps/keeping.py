@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from sweeps.errors import LedgerError
+from sweeps.evaluate import Progress
 from sweeps.ledger import Ledger
 
 KEEP_SECONDS = 60.0
@@ -19,42 +20,35 @@ costs at most so much training, and what is between two checkpoints."""
 
 _VERSION_FILE = "kept"
 
-S = TypeVar("S")
 T = TypeVar("T")
 
 
 def keeping(
-    ledger: Ledger, trial_id: str, folder: Path, running: Generator[S, None, T]
-) -> Generator[S, None, T]:
+    ledger: Ledger, trial_id: str, folder: Path, running: Generator[Progress, None, T]
+) -> Generator[Progress, None, T]:
     """Passes on what a running trial yields, and keeps its work folder in the object store.
 
-    `Ledger.append` removes it from there. Storage that fails costs a trial nothing but that. Where
-    a trial is ended before its time, it may go on elsewhere: the folder moves to the store.
+    `Ledger.append` removes it from there. Storage that fails costs a trial nothing but that. At a
+    rung it is kept whatever the time: another machine may go on from there.
     """
     if ledger.location.local_folder is not None:
         return (yield from running)
     last, kept = time.monotonic(), None
-    try:
+    with contextlib.closing(running):
         while True:
             try:
                 progress = next(running)
             except StopIteration as end:
                 result: T = end.value
                 return result
-            if time.monotonic() - last >= KEEP_SECONDS and kept != (found := _state(folder)):
+            due = progress.reached is not None or time.monotonic() - last >= KEEP_SECONDS
+            if due and kept != (found := _state(folder)):
                 with contextlib.suppress(LedgerError):
                     version = ledger.put_work(trial_id, folder)
                     (folder / _VERSION_FILE).write_text(version)
                     kept = found
                 last = time.monotonic()
             yield progress
-    except GeneratorExit:
-        running.close()  # which may save a checkpoint
-        with contextlib.suppress(LedgerError):
-            if not ledger.holds(trial_id):
-                ledger.put_work(trial_id, folder)
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 def fetch(ledger: Ledger, trial_id: str, folder: Path) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import math
 import os
 import random
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,8 +21,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sweeps.attempt import Shared, evaluate_and_record, load
 from sweeps.cluster import alive_nodes
+from sweeps.errors import LedgerError
 from sweeps.meter import MAX_DRIFT, Meter
-from sweeps.trial import Attempt
+from sweeps.trial import Attempt, Candidate
 from thesis.config import MeasureConfig
 from thesis.errors import UserError
 from thesis.measure import RtfMeasurement
@@ -57,11 +59,12 @@ class Worker(tune.Trainable):
         os.environ.update(OMP_NUM_THREADS=threads, SWEEPS_THREADS=threads)
         self._meter = _Meters(self.shared.measurer)
         self._first_bytes: int | None = None
+        self._left = set[Candidate]()
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Begins another one. What the driver has stopped may go on later, from a checkpoint."""
-        self._stages.close()
+        """Begins another one. What the driver has put off goes on later, here or elsewhere."""
+        self._leave()
         self._begin(new_config)
         return True
 
@@ -79,8 +82,26 @@ class Worker(tune.Trainable):
             return {"done": True, "error": error}
 
     def cleanup(self) -> None:
-        """Ends what runs; its checkpoints stay."""
+        """Ends what runs; its checkpoints stay, and those of all that is not on record."""
+        self._leave()
+        with contextlib.suppress(LedgerError):
+            for candidate in self._left:
+                if self.shared.ledger.holds(candidate.id):
+                    self._remove(candidate)
+
+    def _leave(self) -> None:
+        """Ends what runs, and removes what is here of it if the driver has stopped it for good."""
         self._stages.close()
+        if not self.shared.workdir(self._candidate).exists():
+            return
+        with contextlib.suppress(LedgerError):
+            if self.shared.ledger.holds(self._candidate.id):
+                self._remove(self._candidate)
+                return
+        self._left.add(self._candidate)
+
+    def _remove(self, candidate: Candidate) -> None:
+        shutil.rmtree(self.shared.workdir(candidate), ignore_errors=True)
 
     def _grown_bytes(self) -> int:
         """Returns how much more memory this process takes than after its first trial."""
@@ -93,6 +114,7 @@ class Worker(tune.Trainable):
     def _begin(self, config: Mapping[str, Any]) -> None:
         attempt = Attempt.from_json(config["attempt"])
         self._report_seconds = config["report_seconds"]
+        self._candidate = attempt.candidate
         self._stages = evaluate_and_record(self.shared, attempt, self._meter)
 
 

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import math
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,8 +59,9 @@ def train(
     config: TrainConfig,
     *,
     checkpoints: Path | None = None,
+    save_at: Collection[int] = (),
     summaries: Path | None = None,
-) -> Generator[Report, None, None]:
+) -> Iterator[Report]:
     """Trains a model in place and reports every few steps.
 
     What a step sees depends on the seed and on its number only, so a run that resumes from a
@@ -72,12 +73,13 @@ def train(
       config: Steps, batch size, learning rate.
       checkpoints: Folder for checkpoints, made if need be, but not what it is in; training resumes
         from the newest one in it, unless that is of a model with other weights.
+      save_at: Steps at which a checkpoint is saved, besides each `config.checkpoint_every`.
       summaries: Folder for TensorBoard: loss, norm of the gradient before clipping and learning
         rate at every report.
 
     Yields:
       A report every `REPORT_EVERY` steps and after the last one, also when that one is in the
-      checkpoint. Who closes the generator at a report can go on from there.
+      checkpoint.
 
     Raises:
       DivergedError: The loss or its gradient became NaN or infinite, or the reported loss is
@@ -143,16 +145,10 @@ def train(
                     what = f"loss {report.loss:.4g} is over {first_loss}"
                     raise DivergedError(report.step, report.loss, what)
             # What has exploded is not kept: it would pass for sound when it is resumed.
-            saved = report.step % config.checkpoint_every == 0
-            if manager and saved:
+            if manager and (report.step % config.checkpoint_every == 0 or report.step in save_at):
                 _save(manager)
             if due:
-                try:
-                    yield report
-                except GeneratorExit:
-                    if manager and not saved:
-                        _save_if_possible(manager)
-                    raise
+                yield report
 
 
 @contextlib.contextmanager
@@ -290,12 +286,6 @@ def _save(manager: Any) -> None:
     if not Path(manager.directory).is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), manager.directory)
     manager.save()
-
-
-def _save_if_possible(manager: Any) -> None:
-    """Saves a checkpoint for who may go on from it; nothing depends on that."""
-    with contextlib.suppress(OSError, tf.errors.OpError):
-        _save(manager)
 
 
 def _optimization(model: Model, optimizer: Any, clip_norm: float) -> tuple[Any, Any]:

@@ -6,6 +6,7 @@ import pytest
 from sweeps import keeping as keeping_module
 from sweeps.attempt import Shared, evaluate_and_record
 from sweeps.errors import LedgerError
+from sweeps.evaluate import Progress
 from sweeps.keeping import fetch, keeping
 from sweeps.ledger import Ledger, SweepFacts
 from sweeps.trial import Attempt, Candidate
@@ -94,37 +95,21 @@ def test_the_machine_that_went_on_is_believed(shared, tmp_path):
 
 
 def test_what_is_here_is_believed_where_no_other_machine_went_on(shared):
-    _, _killed = begin(shared, 1)
+    _, running = begin(shared, 1)
+    running.close()
     (shared.workdir(CANDIDATE) / "step").write_text("3")  # not kept yet
     steps, _ = begin(shared, 1)
     assert steps == [4]
 
 
-def test_a_trial_that_is_ended_before_its_time_moves_to_the_store(shared, tmp_path, monkeypatch):
+def test_a_trial_at_a_rung_is_kept_at_once(shared, tmp_path, monkeypatch):
     monkeypatch.setattr(keeping_module, "KEEP_SECONDS", 3600.0)
-    _, running = begin(shared, 3)
-    running.close()
-    assert not shared.workdir(CANDIDATE).exists()
+    shared = dataclasses.replace(shared, evaluator=evaluator("halfway"))
+    begin(shared, STEPS // 2)
     steps, _ = begin(another_machine(shared, tmp_path), 1)
-    assert steps == [4]
-
-
-def test_nothing_is_kept_of_a_trial_that_was_ended_for_good(shared):
-    _, running = begin(shared, 1)
-    shared.ledger.append(trial_of("s", CANDIDATE))
-    running.close()
-    assert not shared.workdir(CANDIDATE).exists()
-    assert shared.ledger.location.entries("s/work", recursive=True) == []
-
-
-def test_a_trial_stays_where_the_store_does_not_take_it(shared, monkeypatch):
-    def fail(*_):
-        raise LedgerError("no more")
-
-    _, running = begin(shared, 1)
-    monkeypatch.setattr(Ledger, "put_work", fail)
-    running.close()
-    assert (shared.workdir(CANDIDATE) / "step").read_text() == "1"
+    assert steps == [STEPS // 2 + 1]
+    steps, _ = begin(another_machine(shared, tmp_path, "third"), 1)
+    assert steps == [STEPS // 2 + 1]
 
 
 def puts(shared, monkeypatch, changes, seconds_apart):
@@ -143,9 +128,10 @@ def puts(shared, monkeypatch, changes, seconds_apart):
             now[0] += seconds_apart
             if changed:
                 (folder / "step").write_text(str(step))
-            yield step
+            yield Progress("train", step, len(changes))
 
-    assert [*keeping(shared.ledger, CANDIDATE.id, folder, train())] == [*range(len(changes))]
+    kept = keeping(shared.ledger, CANDIDATE.id, folder, train())
+    assert [progress.step for progress in kept] == [*range(len(changes))]
     return len(count)
 
 

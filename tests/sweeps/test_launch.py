@@ -579,6 +579,13 @@ def test_a_budget_of_steps_ends_with_trials_that_wait_and_keeps_them(shared):
     assert [attempt.waits_at for attempt in shared.ledger.started()] == [4]
 
 
+def test_a_launch_that_drains_finishes_what_runs(shared):
+    driver = deferring(shared, {8: 0.3})
+    assert begun(driver) == 8
+    driver.wishes.drain()
+    assert not driver.advanced(channels(8), reached_by(channels(8), 4))
+
+
 def test_a_launch_that_drains_leaves_what_waits(shared):
     driver = deferring(shared, {8: 0.3}, slots=1)
     assert begun(driver) == 8
@@ -784,16 +791,19 @@ def test_a_worker_goes_on_with_another_candidate_when_one_is_stopped(cluster, st
     assert Ledger.open(str(storage), "s").started() == []
 
 
+WAITING = run_of(
+    {"DilatedConvStack.channels": (8, 7, 6, 2, 3)},
+    "sweep.sampler = 'grid'",
+    "sweep.stopping = 'defer'",
+    "sweep.confidence = 0.9",
+    "train.steps = 4",
+)
+"""Of its five trials that of two channels is put off."""
+
+
 def test_a_trial_that_waits_goes_on_from_its_rung_in_the_same_process(cluster, start, storage):
-    run = run_of(
-        {"DilatedConvStack.channels": (8, 7, 6, 2, 3)},
-        "sweep.sampler = 'grid'",
-        "sweep.stopping = 'defer'",
-        "sweep.confidence = 0.9",
-        "train.steps = 4",
-    )
     events = []
-    report = start(5, run=run, evaluate="halfway", max_concurrent=1, on_event=events.append)
+    report = start(5, run=WAITING, evaluate="halfway", max_concurrent=1, on_event=events.append)
     assert [t.candidate["channels"] for t in report.recorded] == [8, 7, 6, 3, 2]
     assert [t.status for t in report.recorded] == [Status.COMPLETED] * 5
     of_it = [e for e in events if getattr(e, "candidate", None) == channels(2)]
@@ -803,6 +813,31 @@ def test_a_trial_that_waits_goes_on_from_its_rung_in_the_same_process(cluster, s
     assert [e.stage.step for e in of_it if isinstance(e, TrialAdvanced)] == [1, 3, 4]
     assert len({t.measurement.p50_seconds for t in report.recorded}) == 1
     assert not any((storage / "s" / "work").iterdir())
+
+
+def test_a_trial_that_waits_is_kept_in_an_object_store(cluster, s3, dataset, tmp_path):
+    storage, events = s3(tmp_path.name).replace("s3://", "s3://key:secret@"), []
+    report = launch(
+        "s",
+        WAITING,
+        dataset=dataset,
+        trials=5,
+        storage=storage,
+        evaluator=evaluator("halfway"),
+        max_concurrent=1,
+        on_event=events.append,
+    )
+    assert [t.candidate["channels"] for t in report.recorded] == [8, 7, 6, 3, 2]
+    steps = [
+        e.stage.step
+        for e in events
+        if getattr(e, "candidate", None) == channels(2) and isinstance(e, TrialAdvanced)
+    ]
+    assert steps == [1, 3, 4]
+    ledger = Ledger.open(storage, "s")
+    assert ledger.location.entries("s/work", recursive=True) == []
+    with scratch_folder(ledger) as scratch:
+        assert not any(scratch.glob("work/*"))
 
 
 def test_many_trials_at_a_time_report_their_rungs_and_little_else(cluster, start, monkeypatch):
