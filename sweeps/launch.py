@@ -11,10 +11,11 @@ Only this module and its helpers (`sweeps.cluster`, `sweeps.loggers`, `sweeps.re
 
 import json
 import pickle
+import shutil
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,6 +202,7 @@ def launch(
             gpus_per_trial=gpus_per_trial,
             work=work_folder(ledger, scratch),
         )
+        _remove_leftovers(shared.work, on_record)
         rule = stopping_rule(run.sweep)
         for trial in [*known, *history]:
             rule.learn(trial)
@@ -290,6 +292,13 @@ def _standing(ledger: Ledger, run: RunConfig) -> Standing:
     for outcomes in ledger.outcomes(objectives):
         standing.add(outcomes)
     return standing
+
+
+def _remove_leftovers(work: Path, on_record: Collection[str]) -> None:
+    """Removes work folders of trials that were recorded by somebody who was killed thereafter."""
+    for folder in work.glob("*"):
+        if folder.name in on_record:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _steps_spent(ledger: Ledger) -> int:

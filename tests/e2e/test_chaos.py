@@ -1,7 +1,8 @@
 """Whatever is killed, and whenever: no trial is lost, none is doubled, every front is right.
 
 Three nodes on one machine, sweeps of short trials one after another, and a storm of SIGKILLs over
-workers, nodes, drivers and heads. `make chaos` has a long storm; here is a short one.
+workers, nodes, drivers and heads. In every other sweep trials wait at a rung, or are stopped there.
+`make chaos` has a long storm; here is a short one.
 """
 
 import os
@@ -28,6 +29,9 @@ SEED = int(os.environ.get("SWEEPS_CHAOS_SEED", "0"))
 TRIALS = 10
 """Of each sweep. One takes a second and a half."""
 
+SWEEPS = (("slowly_halfway", "defer"), ("slow", "none"))
+"""Evaluator and stopping rule of one sweep after the other."""
+
 VICTIMS = {"worker": 5, "node": 2, "driver": 2, "head": 1}
 """What is killed, and how often in proportion."""
 
@@ -37,8 +41,11 @@ from sweeps.launch import launch
 from tests.sweeps.fakes import run_of
 from thesis.errors import UserError
 
-name, dataset, storage, evaluator, trials, address = sys.argv[1:]
-run = run_of({"DilatedConvStack.channels": tuple(range(1, 41))})
+name, dataset, storage, evaluator, trials, address, stopping = sys.argv[1:]
+run = run_of(
+    {"DilatedConvStack.channels": tuple(range(1, 41))},
+    f"sweep.stopping = '{stopping}'", "train.steps = 4",
+)
 try:
     report = launch(name, run, dataset=dataset, trials=int(trials), storage=storage,
                     evaluator=evaluator, address=address)
@@ -73,10 +80,11 @@ class Storm:
         if self.driver is not None and self.driver.returncode == 0:
             self.sweep += 1
         self.launches[self.name] += 1
+        evaluate, stopping = SWEEPS[self.sweep % len(SWEEPS)]
         with (self.folder / "drivers.log").open("a") as log:
             self.driver = subprocess.Popen(
                 [sys.executable, "-c", DRIVER, self.name, self.dataset, str(self.folder / "runs"),
-                 evaluator("slow"), str(TRIALS), self.cluster.address],
+                 evaluator(evaluate), str(TRIALS), self.cluster.address, stopping],
                 stdout=log, stderr=log, start_new_session=True,
                 env={**os.environ, **ENVIRONMENT},
             )  # fmt: skip
@@ -206,7 +214,7 @@ def test_a_storm_of_kills_loses_and_doubles_nothing(storm):
         assert not (folder / "lease.json").exists()
         assert list((folder / "work").iterdir()) == []
     # A candidate whose workers were shot three times is given up, and nothing else may fail.
-    assert set(reasons) <= {"completed", Reason.CRASHED.name}
+    assert set(reasons) <= {"completed", Reason.PRUNED.name, Reason.CRASHED.name}
 
     said = (storm.folder / "drivers.log").read_text()
     assert "Traceback" not in said

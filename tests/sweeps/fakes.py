@@ -109,10 +109,10 @@ def quick(task: Task, *, workdir: Path, measure: Measure, step_seconds: float = 
     return trial_of(task.sweep, task.candidate, train_loss=first, p50_seconds=os.getpid())
 
 
-def halfway(task: Task, *, workdir: Path, measure: Measure) -> Stages:
+def halfway(task: Task, *, workdir: Path, measure: Measure, step_seconds: float = 0.0) -> Stages:
     """As `quick`, with a rung in the middle: the loss is twice the final one there."""
     ended = trial_of(task.sweep, task.candidate, rtf_ratio=1.0, p50_seconds=os.getpid())
-    running = quick(task, workdir=workdir, measure=measure)
+    running = quick(task, workdir=workdir, measure=measure, step_seconds=step_seconds)
     while True:
         try:
             progress = next(running)
@@ -139,6 +139,11 @@ def halfway(task: Task, *, workdir: Path, measure: Measure) -> Stages:
 def slow(task: Task, *, workdir: Path, measure: Measure) -> Stages:
     """As `quick`, slow enough to be killed in the middle."""
     return (yield from quick(task, workdir=workdir, measure=measure, step_seconds=0.25))
+
+
+def slowly_halfway(task: Task, *, workdir: Path, measure: Measure) -> Stages:
+    """As `halfway`, slow enough to be killed in the middle."""
+    return (yield from halfway(task, workdir=workdir, measure=measure, step_seconds=0.25))
 
 
 def hungry(task: Task, *, workdir: Path, measure: Measure) -> Stages:

@@ -727,6 +727,14 @@ def test_a_sweep_runs_on_an_object_store(cluster, s3, dataset, tmp_path):
     assert "secret" not in report.uri
 
 
+def test_what_a_killed_driver_has_left_of_a_recorded_trial_is_removed(cluster, start, shared):
+    recorded = trial_of("s", channels(1))
+    shared.ledger.append(recorded)
+    shared.workdir(recorded.candidate).mkdir(parents=True)
+    start(2)
+    assert list(shared.work.iterdir()) == []
+
+
 def test_events_tell_the_story_of_every_trial(cluster, start):
     events = []
     report = start(6, on_event=events.append)
