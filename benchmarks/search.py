@@ -85,7 +85,7 @@ def _halving(sampler: str, factor: int, rungs: tuple[int, ...]) -> Strategy:
 
 
 REFERENCE = Strategy("random", "none")
-BEST = _deferring("tpe", 0.8)
+BEST = _deferring("tpe", 0.9)
 """Whose share is the benchmark's value: sampler and confidence are the defaults."""
 
 STRATEGIES = (
@@ -102,8 +102,8 @@ STRATEGIES = (
     _bound("tpe", 0.9),
     _bound("tpe", 0.8),
     _bound("tpe", 0.7),
-    _deferring("tpe", 0.9),
     BEST,
+    _deferring("tpe", 0.8),
     _deferring("tpe", 0.8, (40, 80, 160)),
     _halving("tpe", 2, (40, 80, 160)),
     Strategy("nsga2", "none"),

@@ -60,7 +60,7 @@ class SweepConfig:
       grid_points: Numbers that 'grid' tries of a range, both ends included, 2 to 1,000.
       stopping: What ends trials before they are trained to their end, see `sweeps.stopping`.
       confidence: Of 'bound' and 'defer': at least this share of trials ends above their bound, 0.5
-        to 0.999.
+        to 0.999; None takes 0.8 and 0.9.
       reduction_factor: Of 'asha': of so many trials at a rung one goes on, 2 to 100.
       rungs: Shares of a trial's training after which it is validated as at its end, rising.
       baselines: Axis values of candidates that are tried first, after the model itself. Axes that
@@ -75,7 +75,7 @@ class SweepConfig:
     startup_trials: int | None = None
     grid_points: int = 5
     stopping: Stopping = "none"
-    confidence: float = 0.8
+    confidence: float | None = None
     reduction_factor: int = 3
     rungs: tuple[float, ...] = ()
     baselines: tuple[Mapping[str, AxisValue], ...] = ()

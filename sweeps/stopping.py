@@ -36,6 +36,10 @@ _MOST_ENDS = 16
 _MARGIN = 1.1
 """Factor by which the worst value that counts in a gain is beyond the worst one known."""
 
+_CONFIDENCE = {"bound": 0.8, "defer": 0.9}
+"""Where a run names none. Trials that wait leave those to finish that are quick to learn, of which
+slow ones are not quite exchangeable; so more is asked for."""
+
 _FEWEST = 3
 """Finished trials with a loss at a rung, from which a mean and a deviation are taken."""
 
@@ -82,7 +86,8 @@ def stopping_rule(config: SweepConfig) -> StoppingRule:
         case "none":
             return NoRule()
         case "bound" | "defer":
-            return BoundRule(costs, confidence=config.confidence, defers=config.stopping == "defer")
+            confidence = config.confidence or _CONFIDENCE[config.stopping]
+            return BoundRule(costs, confidence=confidence, defers=config.stopping == "defer")
         case "asha":
             return AshaRule(costs, reduction_factor=config.reduction_factor)
 

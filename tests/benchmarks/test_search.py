@@ -1,6 +1,7 @@
 """The replay of recorded curves: what is counted, and that nothing is known before its time."""
 
 import math
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from benchmarks import search as bench
 from sweeps.evaluate import rung_steps
 from sweeps.pareto import hypervolume, non_dominated
 from sweeps.trial import Candidate, Measurement, Provenance, Reason, Trial
+from tests.sweeps.test_stopping import RUNGS, STEPS, curves
 
 FULL, BOUND, DEFER = bench.REFERENCE, bench._bound("tpe", 0.8), bench.BEST
 
@@ -114,6 +116,35 @@ def test_a_summary_counts_the_members_of_the_front_that_were_stopped(table):
     lost = sum(t.id in front for result in results for t in result.stopped)
     assert halved.removed == pytest.approx(lost / 2 / len(front))
     assert halved.cost < 0.5
+
+
+def made_up(space, seed, count=40):
+    """Trials on curves of which the truth is known."""
+    rng = random.Random(seed)
+    candidates = {candidate.id: candidate for candidate in map(space.sample, [rng] * 2 * count)}
+    costs, losses = curves(np.random.default_rng(seed), count)
+    return [
+        Trial(
+            "search",
+            candidate,
+            Measurement(val_loss=y[-1], rtf_ratio=c, rtf_ratio_low=c, rtf_ratio_high=c),
+            provenance=Provenance(train_steps=STEPS),
+            curve=dict(zip(RUNGS, y, strict=False)),
+        )
+        for candidate, c, y in zip(candidates.values(), costs, losses, strict=False)
+    ]
+
+
+def test_where_trials_wait_members_of_the_front_are_removed_at_most_at_the_stated_rate():
+    waiting = bench.Strategy("random", "defer", ("sweep.confidence=0.8",), RUNGS)
+    removed = []
+    for seed in range(12):
+        table = made_up(FULL.run().space, seed)
+        assert len(table) == 40
+        _, (_, summary) = bench.summaries(table, (FULL, waiting), seeds=3)
+        removed.append(summary.removed)
+        assert summary.cost < 0.9
+    assert np.mean(removed) <= 0.2
 
 
 def test_steps_are_counted_until_the_hypervolume_is_reached():

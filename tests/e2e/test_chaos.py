@@ -18,6 +18,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from sweeps.lease import LeaseWatch
 from sweeps.ledger import Ledger
 from sweeps.objectives import objective
 from sweeps.trial import Reason
@@ -211,7 +212,7 @@ def test_a_storm_of_kills_loses_and_doubles_nothing(storm):
         assert {trial.id for trial in front.members} == front_from_scratch(folder)
         assert ledger.started() == []
         assert all(ledger.has_artifacts(t.id) for t in ledger.trials() if t.reason is None)
-        assert not (folder / "lease.json").exists()
+        assert LeaseWatch(ledger.location, ledger.name).host() == ""
         assert list((folder / "work").iterdir()) == []
     # A candidate whose workers were shot three times is given up, and nothing else may fail.
     assert set(reasons) <= {"completed", Reason.PRUNED.name, Reason.CRASHED.name}
