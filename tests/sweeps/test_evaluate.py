@@ -230,6 +230,16 @@ def test_what_is_measured_is_the_graph_of_the_trained_decoder_on_a_clip(task_of,
         assert getattr(trial.provenance, name) == getattr(MEASURED, name)
 
 
+def finish(running):
+    """The steps that an evaluation still reports, and its trial."""
+    steps = []
+    while True:
+        try:
+            steps.append(next(running).step)
+        except StopIteration as finished:
+            return steps, finished.value
+
+
 def test_an_interrupted_evaluation_continues_from_its_checkpoint(
     task_of, measure, every_step, tmp_path
 ):
@@ -240,13 +250,7 @@ def test_an_interrupted_evaluation_continues_from_its_checkpoint(
             break
     running.close()
     again = stages(task_of(), workdir=tmp_path / "cut", measure=measure)
-    steps = []
-    while True:
-        try:
-            steps.append(next(again).step)
-        except StopIteration as finished:
-            trial = finished.value
-            break
+    steps, trial = finish(again)
     assert steps == [0, 0, 3, 4, 4]
     assert trial.status is Status.COMPLETED
     assert trial.provenance.train_steps == 4
@@ -347,13 +351,7 @@ def test_an_interrupted_evaluation_keeps_its_curve_and_its_time(
     seconds = json.loads((tmp_path / "cut" / HISTORY_FILE).read_text())["train_seconds"]
     assert seconds > 0
     again = stages(task_of(run=rungs_run), workdir=tmp_path / "cut", measure=measure)
-    steps = []
-    while True:
-        try:
-            steps.append(next(again).step)
-        except StopIteration as finished:
-            trial = finished.value
-            break
+    steps, trial = finish(again)
     assert steps == [0, 0, 4, 4]
     assert trial.curve == pytest.approx(whole.curve, rel=1e-5)
     assert trial.provenance.train_seconds > seconds
