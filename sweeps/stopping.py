@@ -3,9 +3,8 @@
 Speed is measured before training, so a trial's costs are known at its first rung, and one number
 says what its loss must come to: `L*`, the lowest final loss among the finished trials that are no
 dearer. `BoundRule` stops a trial as soon as an optimistic bound on its final loss is worse than
-that, and has it wait if that is only to be expected: `L*` may well have fallen below the bound when
-everything new was tried. `AshaRule`, which others have published, ranks trials by what they have
-reached.
+that. It may also have a trial wait whose loss is only expected to be: others are tried first, and
+may rule it out. `AshaRule`, which others have published, ranks trials by what they have reached.
 
 A rule is asked by the driver, which alone sees all trials. Pure: NumPy, no Ray, no TensorFlow.
 """
