@@ -106,7 +106,7 @@ def _prepare_options(options: argparse.Namespace, source: str) -> dict[str, Any]
     rates = {"sample_rate", "frame_rate"}
     of_recordings = {
         *rates, "clip_seconds", "clip_hop_seconds", "f0_min_hz", "f0_max_hz", "validation_share",
-        "skip_broken",
+        "skip_broken", "workers",
     }  # fmt: skip
     of_source = {
         "--demo": {*rates, "clip_seconds"},
@@ -614,6 +614,7 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
     number("--f0-min", dest="f0_min_hz", metavar="HZ", help="lowest pitch; default: 50")
     number("--f0-max", dest="f0_max_hz", metavar="HZ", help="highest pitch; default: 2000")
     number("--validation-share", metavar="X", help="default: 0.1")
+    whole("--workers", metavar="N", help="processes; default: one for each CPU there is")
     switch = partial(parser.add_argument, action="store_const", const=True)
     switch("--skip-broken", help="leave out files that cannot be read")
     switch("--recompute-loudness", help="of a TFRecord, where it is on another scale")

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import tempfile
 from pathlib import Path
 from threading import Thread
 
@@ -14,6 +15,9 @@ from thesis.config import DecoderConfig, DilatedConvStackConfig, RnnFcConfig
 from thesis.export import reference_onnx
 from thesis.prepare import prepare_demo
 from thesis.runtimes.onnx_runtime import Session
+
+# librosa, an oracle of some tests, has numba keep compiled code. A process of its own fills it.
+os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp(prefix="numba-")
 
 REAL_DATA = Path(os.environ.get("SWEEPS_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

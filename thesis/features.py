@@ -1,12 +1,14 @@
 """What a decoder is conditioned on: pitch and loudness of a recording, at the frame rate.
 
 Frame t of every feature is centred on sample `t * hop_size`; a recording of n samples has
-`n_frames(n, hop_size)` frames. NumPy and SciPy only, but for two calls into librosa (resampling
-and pYIN), imported where they are made because the import takes seconds.
+`n_frames(n, hop_size)` frames.
 """
 
 import struct
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.fft
@@ -15,12 +17,23 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from thesis.errors import AudioError
+from thesis.mp3 import read_mp3
+from thesis.pyin import PitchGrid, pyin
+
+if TYPE_CHECKING:
+    import soundfile
 
 Samples = NDArray[np.float32]
 """Mono audio, nominally within -1 and 1."""
 
 Frames = NDArray[np.float32]
 """One value for each frame."""
+
+LARGEST_SAMPLE = 1e6
+"""Beyond 120 dB above full scale a file holds no audio, whatever a float may hold."""
+
+_BLOCK = 2**16
+"""Samples that are decoded at a time."""
 
 LOUDNESS_FLOOR_DB = -80.0
 """Loudness of digital silence, and of everything softer than this."""
@@ -41,62 +54,109 @@ def load_audio(path: Path | str, sample_rate: int) -> Samples:
     """Reads a recording as mono at a sample rate.
 
     Channels are averaged; a recording at another rate is resampled by soxr (HQ). Levels are left
-    as they are.
+    as they are. Memory is that of the result: the file is decoded block by block.
 
     Args:
-      path: A file that libsndfile decodes: WAV of any bit depth, FLAC, MP3, Ogg.
+      path: A file that libsndfile decodes, or an MP3, which is decoded to its end whatever its
+        header says of its length.
       sample_rate: Sample rate to return, in Hz.
 
     Returns:
       Float32 samples, shape [n_samples]; empty when the file is well-formed and holds none.
 
     Raises:
-      AudioError: The file cannot be opened or decoded, is cut short, or holds NaN or infinite
-        samples.
+      AudioError: The file cannot be opened or decoded, is cut short, or holds samples that are NaN,
+        infinite or absurdly large.
     """
     path = Path(path)
-    audio, file_rate = _decode(path)
-    mono: Samples = audio.mean(axis=1)
-    if not np.isfinite(mono).all():
+    with _opened(path) as (file_rate, blocks):
+        mono = (_mono(block, path) for block in blocks)
+        resampled = mono if file_rate == sample_rate else _resampled(mono, file_rate, sample_rate)
+        return np.concatenate([np.empty(0, np.float32), *resampled])
+
+
+def _mono(block: NDArray[np.float32], path: Path) -> Samples:
+    """Returns the mean of the channels, or raises AudioError where that is no audio."""
+    mono: Samples = block.mean(axis=1)
+    loudest = np.abs(mono).max(initial=0.0)
+    if not np.isfinite(loudest):
         raise AudioError(
             f"'{path}' holds NaN or infinite samples", hint="export it again, or remove it"
         )
-    if file_rate == sample_rate or not mono.size:
-        return mono
-    import librosa
-
-    resampled: Samples = librosa.resample(
-        mono, orig_sr=file_rate, target_sr=sample_rate, res_type="soxr_hq"
-    )
-    return resampled
+    if loudest > LARGEST_SAMPLE:
+        raise AudioError(
+            f"'{path}' holds samples of {loudest:.0e}, where full scale is 1",
+            hint="export it again at a level within -1 and 1, or remove it",
+        )
+    return mono
 
 
-def _decode(path: Path) -> tuple[NDArray[np.float32], int]:
-    """Returns a file's samples, shape [n_samples, n_channels], and its sample rate."""
-    import soundfile
+def _resampled(blocks: Iterable[Samples], rate: int, new_rate: int) -> Iterator[Samples]:
+    """Yields a recording at another rate, `ceil(n_samples * new_rate / rate)` samples in all."""
+    import soxr
 
+    stream = soxr.ResampleStream(rate, new_rate, 1, dtype="float32", quality="HQ")
+    n_read = n_made = 0
+    for block in blocks:
+        n_read += len(block)
+        made = stream.resample_chunk(block)
+        n_made += len(made)
+        yield made
+    left = -(-n_read * new_rate // rate) - n_made
+    rest = stream.resample_chunk(np.empty(0, np.float32), last=True)
+    yield np.pad(rest, (0, max(0, left - len(rest))))[:left]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[int, Iterable[NDArray[np.float32]]]]:
+    """Gives a recording's sample rate, and its samples in blocks of shape [n, n_channels].
+
+    Raises:
+      AudioError: It cannot be decoded, or is cut short.
+    """
     try:
         cut_short = _is_cut_short(path)
+        mpeg = read_mp3(path.read_bytes()) if _may_be_mp3(path) else None
     except OSError as error:
         raise AudioError(
             f"cannot open '{path}': {error.strerror}", hint="check the path and its permissions"
         ) from error
-    if cut_short:
+    if cut_short or (mpeg and mpeg.is_cut_short):
         raise _too_short(path)
+    if mpeg:
+        yield mpeg.sample_rate, mpeg.blocks(_BLOCK)
+        return
+    import soundfile
+
     try:
-        with soundfile.SoundFile(path) as recording:
-            audio = recording.read(dtype="float32", always_2d=True)
-            promised, rate = recording.frames, recording.samplerate
+        # Of an open file libsndfile sees the content alone. By the name of one that ends in .mp3 it
+        # would have mpg123 look for audio in any, which says on stderr that there is none.
+        with (
+            path.open("rb") as file,
+            soundfile.SoundFile(file.fileno(), closefd=False) as recording,
+        ):
+            yield recording.samplerate, _blocks(recording)
+            if recording.tell() < recording.frames:
+                raise _too_short(path)
     except soundfile.LibsndfileError as error:
         # libsndfile's own words are left out: of a text file named .mp3 it says 'does not exist'.
         raise AudioError(
             f"'{path}' is not audio that can be decoded",
             hint="WAV, FLAC, MP3 and Ogg are read; convert the file, or remove it",
         ) from error
-    # MP3 headers may promise some padding that decoders drop: two MPEG frames at most.
-    if len(audio) < promised - 2 * 1152:
-        raise _too_short(path)
-    return audio, rate
+
+
+def _blocks(recording: "soundfile.SoundFile") -> Iterator[NDArray[np.float32]]:
+    while len(block := recording.read(_BLOCK, dtype="float32", always_2d=True)):
+        yield block
+
+
+def _may_be_mp3(path: Path) -> bool:
+    """Returns whether a file is named, or begins, as MP3s do."""
+    with path.open("rb") as file:
+        head = file.read(3)
+    in_sync = head[:1] == b"\xff" and head[1:2] >= b"\xe0"
+    return path.suffix.lower() == ".mp3" or head == b"ID3" or in_sync
 
 
 def _too_short(path: Path) -> AudioError:
@@ -204,17 +264,14 @@ TRACKER_SEMITONES = 0.5
 """Grid on which the pitch is tracked, before it is refined."""
 
 
-def f0_estimator() -> str:
-    """Returns the name and version of what `estimate_f0` does, for a dataset's record."""
-    from importlib.metadata import version
-
-    return f"pyin (librosa {version('librosa')}), refined by autocorrelation"
+F0_ESTIMATOR = "pyin, refined by autocorrelation"
+"""What `estimate_f0` does, for a dataset's record."""
 
 
 def f0_frame_size(sample_rate: int, f0_min_hz: float) -> int:
     """Returns the samples that pYIN sees: six periods of the lowest pitch, to a power of two.
 
-    Two periods are the least. In shorter frames librosa's difference function, which does not
+    Two periods are the least. In shorter frames pYIN's difference function, which does not
     account for the samples that a lag pushes out of the frame, makes low notes look unvoiced.
     """
     return 1 << int(np.ceil(np.log2(6 * sample_rate / f0_min_hz)))
@@ -226,9 +283,9 @@ def estimate_f0(
     """Estimates the fundamental frequency of each frame of a monophonic recording.
 
     pYIN (Mauch and Dixon 2014) finds the note on a grid of half semitones, then the peak of the
-    normalised autocorrelation near it gives the pitch. A grid of a tenth of a semitone, librosa's
-    default, takes eleven times as long and is still the less exact: it cannot undo
-    the smear of pYIN's long frame, which flattens a vibrato (`test_features.py` compares them).
+    normalised autocorrelation near it gives the pitch. A grid of a tenth of a semitone is slower
+    and still less exact: it cannot undo the smear of pYIN's long frame, which flattens a vibrato
+    (`test_features.py` compares them).
 
     Through unvoiced frames f0 is interpolated (in log frequency) between the notes around them,
     and held before the first and after the last: it is always a pitch, and continuous.
@@ -258,29 +315,25 @@ def _track(
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.float64]]:
     """Returns pYIN's f0 in Hz on a coarse grid, voiced flags, and voiced probabilities.
 
-    Runs over five seconds at a time: pYIN holds several spectra of every frame at once, which
-    for an hour of audio would not fit in memory.
+    Runs over five seconds at a time, which bounds the memory that an hour takes.
     """
-    import librosa
-
+    grid = PitchGrid(
+        sample_rate=sample_rate,
+        hop_size=hop_size,
+        f0_min_hz=f0_min_hz,
+        f0_max_hz=f0_max_hz,
+        frame_size=f0_frame_size(sample_rate, f0_min_hz),
+        bins_per_semitone=round(1 / TRACKER_SEMITONES),
+        # 36 octaves a second, as the authors have it; and at least one semitone.
+        semitones_per_frame=max(1, round(35.92 * 12 * hop_size / sample_rate)),
+    )
     count = n_frames(len(audio), hop_size)
     block = round(5 * sample_rate / hop_size)
     context = round(0.25 * sample_rate / hop_size)
     tracked = []
     for start in range(0, count, block):
         first, stop = max(0, start - context), min(count, start + block)
-        of_block = librosa.pyin(
-            audio[first * hop_size : (stop + context) * hop_size],
-            sr=sample_rate,
-            fmin=f0_min_hz,
-            fmax=f0_max_hz,
-            frame_length=f0_frame_size(sample_rate, f0_min_hz),
-            hop_length=hop_size,
-            resolution=TRACKER_SEMITONES,
-            # librosa rounds this to whole semitones a frame, and at 0 the pitch could not move.
-            max_transition_rate=max(35.92, sample_rate / hop_size / 12),
-            fill_na=None,
-        )
+        of_block = pyin(audio[first * hop_size : (stop + context) * hop_size], grid)
         tracked.append([values[start - first : stop - first] for values in of_block])
     f0, voiced, probability = (np.concatenate(parts) for parts in zip(*tracked, strict=True))
     return f0, voiced, probability

@@ -1,7 +1,7 @@
 """How renderings differ from their clips in pitch, loudness and timbre, beside the spectral loss.
 
-NumPy and SciPy, librosa for pitch and mel bands. Renderings are aligned with their clips, so frames
-are compared one by one; the frames of all clips together are summed up.
+Renderings are aligned with their clips, so frames are compared one by one; the frames of all clips
+together are summed up.
 """
 
 from dataclasses import dataclass
@@ -178,12 +178,27 @@ _LOG_MEL_FLOOR = MEL_FLOOR_DB / 10 * np.log(10)
 
 def _log_mel_power(audio: Samples, sample_rate: int) -> NDArray[np.float64]:
     """Returns the natural logarithm of the power of each mel band, [frames, MEL_BANDS]."""
-    from librosa.filters import mel
-
     size, hop = round(MEL_FRAME_SECONDS * sample_rate), round(MEL_HOP_SECONDS * sample_rate)
     padded = np.pad(audio.astype(np.float64), size // 2)
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size)
     spectrum = scipy.fft.rfft(sliding_window_view(padded, size)[::hop] * window)
     power = np.abs(spectrum / (window.sum() / 2)) ** 2
-    bands = mel(sr=sample_rate, n_fft=size, n_mels=MEL_BANDS, htk=True, norm=None)
-    return np.asarray(np.log(np.maximum(power @ bands.T, 10 ** (MEL_FLOOR_DB / 10))))
+    bands = mel_bands(sample_rate, size)
+    return np.asarray(np.log(np.maximum(power @ bands, 10 ** (MEL_FLOOR_DB / 10))))
+
+
+def mel_bands(sample_rate: int, fft_size: int) -> NDArray[np.float64]:
+    """Returns triangular bands, evenly spaced in mel from 0 to Nyquist, [bins, MEL_BANDS].
+
+    Each is 1 at its centre and 0 at its neighbours' centres. The scale is O'Shaughnessy's, as HTK
+    has it: `2595 log10(1 + f / 700)`.
+    """
+    highest_mel = 2595 * np.log10(1 + sample_rate / 2 / 700)
+    edges = 700 * (10 ** (np.linspace(0, highest_mel, MEL_BANDS + 2) / 2595) - 1)
+    lower, centre, upper = edges[:-2], edges[1:-1], edges[2:]
+    frequencies = np.fft.rfftfreq(fft_size, 1 / sample_rate)[:, None]
+    rising, falling = (
+        (frequencies - lower) / (centre - lower),
+        (upper - frequencies) / (upper - centre),
+    )
+    return np.asarray(np.maximum(0, np.minimum(rising, falling)))

@@ -5,10 +5,12 @@ import math
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,11 +22,11 @@ from thesis import demo_instrument
 from thesis.data import Clip, ClipFormat, Dataset, Split, write_dataset
 from thesis.errors import AudioError, ConfigError, DatasetError
 from thesis.features import (
+    F0_ESTIMATOR,
     Frames,
     Samples,
     compute_loudness,
     estimate_f0,
-    f0_estimator,
     f0_frame_size,
     load_audio,
 )
@@ -115,7 +117,7 @@ def prepare(
         out,
         _split_clips(usable, clip_format, validation_share),
         clip_format=clip_format,
-        f0_estimator=f0_estimator(),
+        f0_estimator=F0_ESTIMATOR,
         sources={recording.source: recording.sha256 for recording in usable},
         skipped={r.source: r.skipped for r in analysed if r.skipped},
         total_seconds=math.fsum(recording.seconds for recording in usable),
@@ -382,21 +384,43 @@ def _map(
         return
     # Forking a process that has run TensorFlow or Arrow can deadlock the child: spawn.
     spawn = multiprocessing.get_context("spawn")
+    others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(n_workers, spawn, _end_on_interrupt) as pool:
+        with _interrupts_ignored():  # by workers that are starting, too
+            futures = deque(pool.submit(analyse, source) for source in sources)
         try:
-            yield from pool.map(analyse, sources)
+            while futures:
+                yield futures[0].result()
+                futures.popleft()
         except BrokenProcessPool as error:
+            at = " or ".join(f"'{source}'" for source in sources[-len(futures) :][:n_workers])
             raise AudioError(
-                "a worker process died while it analysed recordings",
-                hint="it may have run out of memory; try --workers 1",
+                f"a worker process died of {at}",
+                hint="if memory was short, try --workers 1; else leave these recordings out",
             ) from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        except BaseException:
+            # Nobody waits for what is left. The pool copes with a death, not with a cancellation.
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()
+            raise
 
 
 def _end_on_interrupt() -> None:
     """Lets Ctrl-C, which reaches every process, end a worker without a traceback."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Ignores Ctrl-C for a moment, in processes that are started in it until they say otherwise."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _split_clips(

@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -823,3 +824,25 @@ def test_a_sweep_is_exported_as_an_optuna_study(
     assert study.read_bytes().startswith(b"SQLite format 3")
     assert run(*export) == 1
     assert_one_error(capsys, "exists", "--force")
+
+
+def test_an_interrupted_prepare_says_so_in_a_line_and_leaves_nothing(tmp_path: Path) -> None:
+    audio = tmp_path / "audio"
+    audio.mkdir()
+    for number in range(20):
+        tone = 0.3 * np.sin(2 * np.pi * 220 * np.arange(16_000) / 16_000)
+        soundfile.write(audio / f"{number}.wav", tone, 16_000)
+    command = [sys.executable, "-m", "sweeps.cli", "prepare", str(audio), "--workers", "2"]
+    with subprocess.Popen(
+        [*command, "--out", str(tmp_path / "dataset")],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as running:
+        assert running.stderr is not None
+        assert "pitch and loudness" in running.stderr.readline()
+        os.killpg(running.pid, signal.SIGINT)  # as a terminal does
+        *progress, last = running.stderr.read().splitlines()
+    assert (running.returncode, last) == (130, "interrupted")
+    assert all(line.startswith("pitch and loudness") for line in progress)
+    assert [path.name for path in tmp_path.iterdir()] == ["audio"]
