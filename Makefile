@@ -9,13 +9,15 @@ EXTRAS := --extra litert --extra openvino --extra torch --extra tvm
 # uv's name for what pip calls PIP_FIND_LINKS: a folder or page of wheels, such as PyTorch's for CPUs.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-.PHONY: help install demo test chaos runtimes check format docs lock clean
+.PHONY: help install demo test chaos fuzz nightly runtimes check format docs lock clean
 
 help:
 	@echo "make demo     install, then: demo data, a sweep, its Pareto front, a verified bundle"
 	@echo "make test     install, then run all tests"
 	@echo "make runtimes install all runtimes into .venv-runtimes, then test them, see docs/runtimes.md"
 	@echo "make chaos    kill 60 processes of a cluster at random, and see that nothing is lost; 15 minutes"
+	@echo "make fuzz     fuzz all that reads other people's files, 15 minutes each, two at a time"
+	@echo "make nightly  fuzz and chaos"
 	@echo "make check    lint, types, import directions"
 	@echo "make format   reformat the code"
 	@echo "make docs     write docs/cli.md and the table of models anew"
@@ -38,6 +40,11 @@ test: install
 
 chaos: install
 	SWEEPS_CHAOS_KILLS=60 SWEEPS_CHAOS_SEED=$$$$ $(BIN)/pytest tests/e2e/test_chaos.py -s
+
+fuzz: install
+	$(BIN)/python -m tests.fuzz --seconds 900
+
+nightly: fuzz chaos
 
 runtimes: $(RUNTIMES)/.installed $(if $(DEEPSPARSE),.venv-deepsparse/.installed)
 	$(if $(DEEPSPARSE),SWEEPS_DEEPSPARSE=.venv-deepsparse/bin/python) \
