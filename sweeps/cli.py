@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from sweeps import __version__
 from sweeps.errors import SweepError, nearest
+from sweeps.printable import in_a_line, show, show_text
 from thesis.errors import BenchError, ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    print(in_a_line(line), file=sys.stderr)
 
 
 # --- Verbs ---------------------------------------------------------------------------------------
@@ -126,18 +127,18 @@ def _prepare_options(options: argparse.Namespace, source: str) -> dict[str, Any]
 
 def _describe(dataset: "Dataset") -> None:
     facts, heard = dataset.facts, dataset.facts.statistics
-    print(
+    show(
         f"{dataset.path}: {facts.n_train} training and {facts.n_validation} validation clips of "
         f"{facts.clip_seconds:g} s at {facts.sample_rate} Hz, from {len(facts.sources)} files "
         f"({heard.total_seconds / 60:.1f} min)"
     )
-    print(
+    show(
         f"pitch {heard.f0_p05_hz:.0f} to {heard.f0_p95_hz:.0f} Hz, median "
         f"{heard.f0_median_hz:.0f}; loudness {heard.loudness_mean_db:.0f} dB, "
         f"sd {heard.loudness_std_db:.0f}; {heard.voiced_share:.0%} of frames voiced"
     )
     for file, why in facts.skipped.items():
-        print(f"skipped {file}: {why}")
+        show(f"skipped {file}: {why}")
 
 
 def _launch(options: argparse.Namespace) -> None:
@@ -205,18 +206,21 @@ def _print_plan(run: "RunConfig", options: argparse.Namespace) -> None:
 
     facts = load_facts(options.data)
     print_table(["axis", "values"], [[axis.binding, str(axis.domain)] for axis in run.space.axes])
-    print(f"\ncandidates: {_size(run.space)}; objectives: {', '.join(run.sweep.objectives)}")
-    print(f"sampler: {run.sweep.sampler}, seed {run.sweep.seed}; stopping: {run.sweep.stopping}")
+    show()
+    show(f"candidates: {_size(run.space)}; objectives: {', '.join(run.sweep.objectives)}")
+    show(f"sampler: {run.sweep.sampler}, seed {run.sweep.seed}; stopping: {run.sweep.stopping}")
     limits = [f"{options.trials} trials of {run.model.train.steps} steps"]
     limits += [f"{options.time:g} s"] if options.time else []
     limits += [f"{options.train_steps} training steps"] if options.train_steps else []
-    print(f"budget: {', '.join(limits)}")
-    print(
+    show(f"budget: {', '.join(limits)}")
+    show(
         f"resources: {options.cpus_per_trial:g} CPU a trial, {len(os.sched_getaffinity(0))} here, "
         + (f"cluster {options.address}" if options.address else "local cluster")
     )
-    print(f"data: {options.data}, {facts.n_train} + {facts.n_validation} clips")
-    print(f"storage: {options.storage}\n\n{run.text}")
+    show(f"data: {options.data}, {facts.n_train} + {facts.n_validation} clips")
+    show(f"storage: {options.storage}")
+    show()
+    show_text(run.text)
 
 
 def _slurm(options: argparse.Namespace) -> None:
@@ -246,7 +250,7 @@ def _slurm(options: argparse.Namespace) -> None:
         setup=tuple(options.setup) or (f"export PATH={shlex.quote(sys.prefix)}/bin:$PATH",),
     )
     write_script(options.out, sbatch_script(job, script=str(options.out)))
-    print(f"{options.out}: '{launch.name}' on {job.nodes} nodes of {job.cpus_per_node} CPUs")
+    show(f"{options.out}: '{launch.name}' on {job.nodes} nodes of {job.cpus_per_node} CPUs")
     _say(f"next: sbatch {options.out}")
 
 
@@ -289,9 +293,7 @@ def _watch(options: argparse.Namespace) -> None:
     console = Console()
     if options.json or not console.is_terminal:
         for status in statuses:
-            print(
-                json_line(status.to_record()) if options.json else status_line(status), flush=True
-            )
+            show(json_line(status.to_record()) if options.json else status_line(status))
     else:
         with Live(console=console, auto_refresh=False) as live:
             for status in statuses:
@@ -311,16 +313,16 @@ def _front(options: argparse.Namespace) -> None:
     front = ledger.front([objective(name) for name in names], limits)
     if options.figure:
         from analysis.front_figure import draw_front
-        from sweeps.config import parse_run
+        from sweeps.status import limits_and_baseline
 
-        baseline = parse_run(ledger.facts.gin_config).space.baseline()
+        _, baseline = limits_and_baseline(ledger.facts)
         draw_front(
             front,
             ledger.history(front.objectives, DRAWN_TRIALS),
             options.figure,
             title=f"{options.sweep}: {len(front.members)} of {front.finished} trials on the front",
             knee=knee(front),
-            baseline_id=baseline.id if baseline else None,
+            baseline_id=baseline,
         )
         _say(f"wrote {options.figure}")
     if options.json:
@@ -350,7 +352,8 @@ def _show(options: argparse.Namespace) -> None:
         return
     print_trial(trial)
     if options.gin:
-        print(f"\n{trial.provenance.gin_config}")
+        show()
+        show_text(trial.provenance.gin_config)
 
 
 def _promote(options: argparse.Namespace) -> None:
@@ -360,7 +363,7 @@ def _promote(options: argparse.Namespace) -> None:
         options.storage, options.trial, options.to, sweep=options.sweep, dataset=options.data
     )
     measured = bundle.trial["promotion"]
-    print(
+    show(
         f"{bundle.path}: trial {bundle.trial['id']}, val_loss {bundle.trial['val_loss']:.3f}, "
         f"rtf_ratio {measured['rtf_ratio']:.3f} "
         f"[{measured['rtf_ratio_low']:.3f}, {measured['rtf_ratio_high']:.3f}], "
@@ -373,7 +376,7 @@ def _verify(options: argparse.Namespace) -> None:
     from thesis.bundle import verify_bundle
 
     bundle = verify_bundle(options.bundle)
-    print(
+    show(
         f"{options.bundle}: all checksums match, decoder loads, rendering reproduced "
         f"(trial {bundle.trial['id']})"
     )
@@ -387,7 +390,7 @@ def _render(options: argparse.Namespace) -> None:
     seconds = render_recording(
         load_bundle(options.bundle), options.recording, options.out, semitones=options.transpose
     )
-    print(f"{options.out}: {seconds:.1f} s")
+    show(f"{options.out}: {seconds:.1f} s")
 
 
 def _bench(options: argparse.Namespace) -> None:
@@ -443,7 +446,7 @@ def _ledger_export(options: argparse.Namespace) -> None:
 
         form: Literal["parquet", "csv"] = "parquet" if options.parquet else "csv"
         count = export_table(ledger, path, form, replace=options.force)
-    print(f"{path}: {count:,} trials of '{options.sweep}'")
+    show(f"{path}: {count:,} trials of '{options.sweep}'")
     if options.optuna:
         _say(f"next: optuna-dashboard sqlite:///{path}")
 
@@ -452,7 +455,7 @@ def _ledger_compact(options: argparse.Namespace) -> None:
     from sweeps.ledger import Ledger
 
     merged = Ledger.open(options.storage, options.sweep).compact(fully=True)
-    print(f"'{options.sweep}': {merged:,} files merged")
+    show(f"'{options.sweep}': {merged:,} files merged")
 
 
 def _demo(options: argparse.Namespace) -> None:

@@ -1,26 +1,23 @@
 """A run's configuration: gin files and overrides in, one resolved text and typed values out.
 
 gin's bindings are global to the process and are not sent to workers. So everything here clears,
-parses strictly and finalises in one breath, and what travels is the resolved text.
+binds strictly and finalises in one breath, and what travels is the resolved text. Whoever reads it
+takes it for data: gin is given nothing that `sweeps.gin_text` has not checked.
 """
 
-import importlib.util  # noqa: F401  gin's resource reader uses it without importing it
-import logging
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from tokenize import TokenError
 from typing import Any, Literal, cast, get_args
 
 import gin
 
 from sweeps.errors import nearest
+from sweeps.gin_text import GinText, is_file, read_file, read_text, refusing
 from sweeps.objectives import metric
 from sweeps.space import SearchSpace, make_space
 from sweeps.trial import AxisValue, Candidate
-from thesis.config import CONFIGS, ModelConfig, from_gin, made_by_gin, stages_of
+from thesis.config import ModelConfig, from_gin, made_by_gin, stages_of
 from thesis.errors import ConfigError
 
 
@@ -31,6 +28,11 @@ class Limits:
     receptive_field_seconds: float | None = None
     parameters: int | None = None
     rtf_ratio: float | None = None
+
+    @property
+    def given(self) -> dict[str, float]:
+        """The limits that there are, by metric."""
+        return {name: limit for name, limit in vars(self).items() if limit is not None}
 
 
 Sampler = Literal["tpe", "multivariate_tpe", "nsga2", "nsga3", "gp", "random", "grid"]
@@ -149,6 +151,16 @@ def _sweep(
         raise ConfigError("a sweep trades two objectives or more", hint="see sweep.objectives")
     for name in objectives:
         metric(name)  # raises MetricError for a name that no record has
+    if len(set(objectives)) < len(objectives):
+        raise ConfigError(
+            f"sweep.objectives = {objectives!r} has one of them twice", hint="leave it out once"
+        )
+    for name in ("max_receptive_field_seconds", "max_parameters", "max_rtf_ratio"):
+        if given[name] is not None and not given[name] > 0:
+            raise ConfigError(
+                f"sweep.{name} = {given[name]!r} is no limit",
+                hint="a limit is above 0; None is none",
+            )
     if stopping != "none":
         _require_costs(objectives)
     options = _options(given)
@@ -267,7 +279,7 @@ def find_run(name: str) -> Path:
     """
     runs = gin_root() / "runs"
     for path in (Path(name), runs / name, runs / f"{name}.gin"):
-        if path.is_file():
+        if is_file(path):
             return path
     shipped = [path.stem for path in runs.glob("*.gin")]
     raise ConfigError(
@@ -280,7 +292,7 @@ def load_run(run_file: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Returns the run that a gin file and `key=value` overrides describe.
 
     Args:
-      run_file: The gin file; its includes are looked up beside it and in `gin_root()`.
+      run_file: The gin file; its includes are looked up in `gin_root()`, beside it, and here.
       overrides: Bindings, 'train.steps=500' or 'STEPS=500', that win over the file's.
 
     Raises:
@@ -289,11 +301,10 @@ def load_run(run_file: Path, overrides: Sequence[str] = ()) -> RunConfig:
       SpaceError: A search space that cannot be read.
       MetricError: An objective that no record has.
     """
-    _parse_file(run_file, overrides)
-    text = _resolved()
-    if re.search(r"^(import|from) ddsp\b", text, flags=re.MULTILINE):
-        # Here ddsp may have been imported already; in a worker it would be imported by this line.
-        raise ConfigError("gin imports ddsp without what it needs", hint=_FROM_DDSP)
+    given = _read_file(run_file).overridden(overrides)
+    given.require_reached()
+    text = _bind(given)
+    _run_from_gin(text)  # first, so that what is wrong is told in the file's own words
     # What gin prints may be in another order than what it has read.
     run = parse_run(text)
     for end in (0, -1):
@@ -305,47 +316,53 @@ def load_run(run_file: Path, overrides: Sequence[str] = ()) -> RunConfig:
     return run
 
 
-def _resolved() -> str:
-    text: str = gin.config_str(max_line_length=100)
-    return text
-
-
 def load_model(model_file: Path) -> ModelConfig:
     """Returns the model that a gin file describes, one of `gin/models/` for instance.
 
     Raises:
       ConfigError: As `load_run`.
     """
-    _parse_file(model_file)
-    return from_gin()
+    _bind(_read_file(model_file))
+    with refusing():
+        return from_gin()
 
 
-def _parse_file(file: Path, overrides: Sequence[str] = ()) -> None:
-    with _strictly():
+def _read_file(file: Path) -> GinText:
+    return read_file(file, [gin_root(), file.parent, Path()])
+
+
+def _bind(text: GinText) -> str:
+    """Has gin bind what a text says, and nothing else; returns how gin prints it.
+
+    Raises:
+      ConfigError: gin knows no such parameter, or would print it as something else.
+    """
+    with refusing():
         gin.clear_config()
-        for folder in (gin_root(), file.parent):
-            gin.add_config_file_search_path(str(folder))
-        gin.parse_config_file(str(file))
-        gin.parse_config([_binding(override) for override in overrides])
+        gin.parse_config(str(text))
         gin.finalize()
+        printed: str = gin.config_str(max_line_length=100)
+    # gin leaves out, and does not say so, what it cannot print.
+    text.require_equal(read_text(printed))
+    return printed
 
 
 def parse_run(text: str, overrides: Sequence[str] = ()) -> RunConfig:
     """Returns the run that a resolved text describes (see `RunConfig.text`).
+
+    The text may be anybody's. It is data: it can do no more than describe a run.
 
     Args:
       text: The resolved text.
       overrides: As in `load_run`. Those that change nothing leave the text as it is.
 
     Raises:
-      As `load_run`.
+      As `load_run`; a ConfigError, too, for a text that this project does not write.
     """
-    with _strictly():
-        gin.clear_config()
-        gin.parse_config(text)
-        gin.parse_config([_binding(override) for override in overrides])
-        gin.finalize()
-    return _run_from_gin(_resolved() if overrides else text)
+    said = read_text(text).overridden(overrides)
+    said.require_ours()
+    printed = _bind(said)
+    return _run_from_gin(printed if overrides else text)
 
 
 def parse_candidate(text: str, candidate: Candidate) -> ModelConfig:
@@ -369,63 +386,11 @@ def parse_candidate(text: str, candidate: Candidate) -> ModelConfig:
 
 
 def _run_from_gin(text: str) -> RunConfig:
-    model = from_gin()
-    sweep = made_by_gin(_SWEEP_STAGES["sweep"])
-    space = make_space(made_by_gin(_SWEEP_STAGES["search_space"]), model)
+    with refusing():
+        model = from_gin()
+        sweep = made_by_gin(_SWEEP_STAGES["sweep"])
+        axes = made_by_gin(_SWEEP_STAGES["search_space"])
+    space = make_space(axes, model)
     for values in sweep.baselines:
         space.variant(values)  # raises SpaceError for what is no candidate
     return RunConfig(text, model, sweep, space)
-
-
-def _binding(override: str) -> str:
-    """Returns the gin line of a `key=value` override.
-
-    gin takes any macro, also one that nothing uses; a misspelt knob would have no effect. So a
-    macro may be overridden only where the run file has set it.
-    """
-    key, equals, value = (part.strip() for part in override.partition("="))
-    if not (key and equals and value):
-        raise ConfigError(f"override '{override}' is no key=value", hint="--set STEPS=500")
-    if "." not in key:
-        knobs = re.findall(r"^(\w+) =", gin.config_str(), flags=re.MULTILINE)
-        if key not in knobs:
-            raise ConfigError(
-                f"no knob named '{key}'",
-                hint=nearest(key, knobs, otherwise=f"the run's knobs are {', '.join(knobs)}"),
-            )
-    # A bare word, which gin would refuse, is meant as a string.
-    word = value.isidentifier() and value not in ("True", "False", "None")
-    return f"{key} = {value!r}" if word else f"{key} = {value}"
-
-
-_FROM_DDSP = "ddsp's names come with 'import thesis.from_ddsp', in place of other imports"
-
-
-@gin.config.register_finalize_hook  # type: ignore[untyped-decorator]
-def _check_imports(config: Mapping[tuple[str, str], object]) -> None:
-    """Raises ValueError for names of ddsp that only a file parsed before has imported.
-
-    gin would take them in this process, and not in a worker, which knows the text alone.
-    """
-    used = {selector for _, selector in config}
-    used |= {reference.config_key[1] for reference in gin.config.iterate_references(config)}
-    of_ddsp = sorted(selector for selector in used if selector.startswith("ddsp."))
-    imported = r"^(import thesis\.|from thesis import )from_ddsp\b"
-    if of_ddsp and not re.search(imported, _resolved(), flags=re.MULTILINE):
-        raise ValueError(f"{of_ddsp[0]} is named, and not imported")
-
-
-@contextmanager
-def _strictly() -> Iterator[None]:
-    """Turns what gin's parser raises into one line, and keeps its search for files quiet."""
-    logging.disable(logging.ERROR)  # it logs an error for each folder that does not hold a file
-    try:
-        yield
-    except (ValueError, SyntaxError, TokenError, OSError, ImportError) as error:
-        message = " ".join(str(error).split("\n")[0].split())
-        known = ", ".join(["model", *CONFIGS, *_SWEEP_STAGES])
-        hint = f"parameters belong to {known}, see gin/ for their names; {_FROM_DDSP}"
-        hint = _FROM_DDSP if isinstance(error, ImportError) else hint
-        raise ConfigError(f"gin: {message}", hint=hint) from error
-    finally:
-        logging.disable(logging.NOTSET)

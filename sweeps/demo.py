@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from analysis.front_figure import draw_front
 from sweeps.config import find_run, load_run
@@ -10,6 +11,7 @@ from sweeps.launch import launch
 from sweeps.ledger import Ledger
 from sweeps.objectives import objective
 from sweeps.pareto import knee
+from sweeps.printable import show
 from sweeps.progress import SweepProgress
 from sweeps.promote import promote
 from sweeps.tables import print_front
@@ -29,7 +31,7 @@ def run_demo(out: Path, *, trials: int, console: Console) -> None:
       console: Where progress is shown.
     """
     data, storage, figure = out / "data", str(out / "runs"), out / "front.png"
-    console.print(f"[bold]1/4[/] a synthetic bowed string, recorded into {data}")
+    console.print(f"[bold]1/4[/] a synthetic bowed string, recorded into {escape(str(data))}")
     dataset = load_dataset(data) if data.exists() else prepare_demo(data)
     facts = dataset.facts
     console.print(
@@ -45,7 +47,7 @@ def run_demo(out: Path, *, trials: int, console: Console) -> None:
     with SweepProgress(console) as progress:
         launch(SWEEP, run, dataset=str(data), trials=trials, storage=storage, on_event=progress)
 
-    console.print(f"[bold]3/4[/] the Pareto front, drawn in {figure}")
+    console.print(f"[bold]3/4[/] the Pareto front, drawn in {escape(str(figure))}")
     ledger = Ledger.open(storage, SWEEP)
     front = ledger.front([objective(name) for name in run.sweep.objectives])
     chosen = knee(front)
@@ -62,7 +64,7 @@ def run_demo(out: Path, *, trials: int, console: Console) -> None:
 
     bundle = out / "bundles" / chosen.id
     console.print(
-        f"[bold]4/4[/] trial {chosen.id}, the knee of the front, promoted to {bundle}",
+        f"[bold]4/4[/] trial {chosen.id}, the knee of the front, promoted to {escape(str(bundle))}",
         soft_wrap=True,
     )
     if bundle.exists():
@@ -70,8 +72,10 @@ def run_demo(out: Path, *, trials: int, console: Console) -> None:
     else:
         bundle.parent.mkdir(parents=True, exist_ok=True)
         promote(storage, chosen.id, bundle)
-    print(f"\nbundle {bundle}: verified; listen to {bundle / 'rendering.wav'}\n")
-    print("next, on your own recordings:")
-    print("  sweeps prepare RECORDINGS/ --out datasets/mine")
-    print("  sweeps launch --name mine --data datasets/mine --trials 32")
-    print("  sweeps front mine --figure front.png")
+    show()
+    show(f"bundle {bundle}: verified; listen to {bundle / 'rendering.wav'}")
+    show()
+    show("next, on your own recordings:")
+    show("  sweeps prepare RECORDINGS/ --out datasets/mine")
+    show("  sweeps launch --name mine --data datasets/mine --trials 32")
+    show("  sweeps front mine --figure front.png")

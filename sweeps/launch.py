@@ -260,6 +260,7 @@ def _dataset_facts(dataset: str, storage: str, sweep: str) -> DatasetFacts:
 
 def _ledger(name: str, run: RunConfig, dataset: str, trials: int, storage: str, **_: Any) -> Ledger:
     """Returns the ledger of the sweep, of a new one or of the one that is continued."""
+    baseline = run.space.baseline()
     facts = SweepFacts(
         name=name,
         gin_config=run.text,
@@ -267,6 +268,8 @@ def _ledger(name: str, run: RunConfig, dataset: str, trials: int, storage: str, 
         objectives=run.sweep.objectives,
         dataset_path=dataset,
         trials_asked=trials,
+        limits=run.sweep.limits.given,
+        baseline=baseline.id if baseline else "",
     )
     return Ledger.create(storage, name, facts)
 
@@ -287,7 +290,7 @@ def _launch_there(
 
 def _standing(ledger: Ledger, run: RunConfig) -> Standing:
     baseline = run.space.baseline()
-    objectives = limited_objectives(run.sweep)
+    objectives = limited_objectives(run.sweep.objectives, run.sweep.limits.given)
     standing = Standing(objectives, baseline=baseline.id if baseline else None)
     for outcomes in ledger.outcomes(objectives):
         standing.add(outcomes)

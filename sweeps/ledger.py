@@ -26,10 +26,11 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import re
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -85,6 +86,10 @@ class SweepFacts:
       trials_asked: Number of trials the last launch asked for in all. Does not define the sweep.
       created_at: Unix time of the first launch, in seconds. Does not define the sweep.
       schema_version: Version of the records' schema at the first launch.
+      limits: What the metrics among `sweeps.config.Limits` may be at the most; None where an older
+        release wrote the facts. Follows from the configuration, as `baseline` does, so that nobody
+        has to read that who only looks.
+      baseline: Id of the model itself as a candidate; '' where the space does not hold it.
     """
 
     name: str
@@ -95,6 +100,8 @@ class SweepFacts:
     trials_asked: int = field(default=0, compare=False)
     created_at: float = field(default_factory=time.time, compare=False)
     schema_version: int = field(default=SCHEMA_VERSION, compare=False)
+    limits: Mapping[str, float] | None = field(default=None, compare=False)
+    baseline: str = field(default="", compare=False)
 
     def to_json(self) -> str:
         """Returns the content of sweep.json."""
@@ -110,6 +117,7 @@ class SweepFacts:
         """
         known = {f.name for f in dataclasses.fields(cls)}
         values = {k: v for k, v in dict(json.loads(text)).items() if k in known}
+        _check_derived(values.get("limits"), values.get("baseline", ""))
         return cls(**{**values, "objectives": tuple(values.get("objectives", ()))})
 
     def difference(self, other: "SweepFacts") -> str:
@@ -121,6 +129,16 @@ class SweepFacts:
                     mine, theirs = _first_different_line(mine, theirs)
                 return f"{f.name} is {mine!r} there and {theirs!r} here"
         return ""
+
+
+def _check_derived(limits: Any, baseline: Any) -> None:
+    """Raises TypeError for what no release wrote into `SweepFacts`."""
+    numbers = limits.values() if isinstance(limits, dict) else ()
+    plain = all(isinstance(n, int | float) and math.isfinite(n) for n in numbers)
+    if not (limits is None or (isinstance(limits, dict) and plain)):
+        raise TypeError(f"limits are {limits!r}")
+    if not isinstance(baseline, str):
+        raise TypeError(f"baseline is {baseline!r}")
 
 
 def _first_different_line(a: str, b: str) -> tuple[str, str]:
@@ -535,7 +553,11 @@ class Ledger:
                 "for what is here, take another --name",
             )
         current = dataclasses.replace(
-            self.facts, dataset_path=facts.dataset_path, trials_asked=facts.trials_asked
+            self.facts,
+            dataset_path=facts.dataset_path,
+            trials_asked=facts.trials_asked,
+            limits=facts.limits,  # which an older release did not write
+            baseline=facts.baseline,
         )
         if current.to_json() != self.facts.to_json():
             self.location.put(_facts(self.name), current.to_json().encode(), replace=True)

@@ -111,13 +111,13 @@ def metric(name: str) -> Metric:
     Raises:
       MetricError: There is none; the hint offers the nearest name.
     """
-    try:
+    # It may come from a file: whatever is there in place of a name.
+    if isinstance(name, str) and name in KNOWN:
         return KNOWN[name]
-    except KeyError:
-        raise MetricError(
-            f"no metric named '{name}'",
-            hint=nearest(name, KNOWN, otherwise=f"metrics: {', '.join(KNOWN)}"),
-        ) from None
+    raise MetricError(
+        f"no metric named {name!r}",
+        hint=nearest(str(name), KNOWN, otherwise=f"metrics: {', '.join(KNOWN)}"),
+    )
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sweeps.evaluate import Progress as Stage
+from sweeps.printable import printable
 from sweeps.standing import Outcomes, Standing
 from sweeps.trial import Candidate, Trial
 
@@ -337,7 +338,7 @@ class _LiveDisplay:
         grid.add_row(Text(tally.sweep, no_wrap=True), _bar(tally.finished, tally.asked), standing)
         for candidate, running in tally.longest_running():
             bar = _bar(running.stage.step, running.stage.steps) if running.stage else _bar(0, 0)
-            note = Text(str(running), no_wrap=True, overflow="ellipsis")
+            note = Text(printable(str(running)), no_wrap=True, overflow="ellipsis")
             grid.add_row(Text(f"  {_name(candidate)}", no_wrap=True), bar, note)
         if others := tally.others_running():
             grid.add_row(Text(f"  and {others} more", no_wrap=True), "", "")
@@ -349,7 +350,7 @@ def _bar(done: int, of: int) -> ProgressBar:
 
 
 def _print(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def _name(candidate: Candidate) -> str:

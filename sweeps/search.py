@@ -242,7 +242,7 @@ def known_from(other: Ledger, run: RunConfig, fingerprint: str) -> tuple[list[Tr
                 if trial.status is Status.FAILED:
                     raise SpaceError("failed")
                 candidate = run.space.candidate_of(space.config(trial.candidate))
-            except SpaceError as error:
+            except (SpaceError, ConfigError) as error:  # of a candidate that its space has not
                 skipped[error.message] += 1
             else:
                 known.append(dataclasses.replace(trial, candidate=candidate))

@@ -14,6 +14,8 @@ import dataclasses
 import itertools
 import math
 import random
+import reprlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -158,7 +160,7 @@ class SearchSpace:
             self._axis(name)
         for axis in self.axes:
             if axis.name not in values:
-                raise SpaceError(f"no value for axis '{axis.name}'")
+                raise SpaceError(f"no value for axis '{axis.name}'", hint=f"it takes {axis.domain}")
             if values[axis.name] not in axis.domain:
                 raise SpaceError(
                     f"axis '{axis.name}' has no value {values[axis.name]!r}",
@@ -267,30 +269,36 @@ def make_space(axes: Mapping[str, object], base: ModelConfig) -> SearchSpace:
         raise SpaceError(
             "the search space has no axes", hint="include a gin/spaces/*.gin file in the run file"
         )
-    space = SearchSpace(tuple(Axis(b, _domain(b, d)) for b, d in axes.items()), base)
-    names = [axis.name for axis in space.axes]
-    for name in names:
-        if names.count(name) > 1:
-            raise SpaceError(f"two axes are named '{name}'")
+    space = SearchSpace(tuple(Axis(str(b), _domain(b, d)) for b, d in axes.items()), base)
+    ((name, count),) = Counter(axis.name for axis in space.axes).most_common(1)
+    if count > 1:
+        raise SpaceError(
+            f"two axes are named '{name}'", hint="parameters of one name cannot both be varied"
+        )
     for axis in space.axes:
         _check_axis(axis, base)
     return space
 
 
-def _domain(binding: str, domain: object) -> Choice | Range:
+def _domain(binding: object, domain: object) -> Choice | Range:
     match domain:
-        case {"low": int() | float() as low, "high": int() | float() as high, **rest}:
-            if rest.keys() <= {"log"} and low < high and not (rest.get("log") and low <= 0):
-                return Range(low, high, bool(rest.get("log", False)))
+        case {"low": low, "high": high, **rest} if _is_number(low) and _is_number(high):
+            log = rest.pop("log", False)
+            if not rest and isinstance(log, bool) and low < high and not (log and low <= 0):
+                return Range(low, high, log)
         case Sequence() if domain and not isinstance(domain, str):
             values = tuple(domain)
-            scalar = all(isinstance(v, bool | int | float | str) for v in values)
+            scalar = all(isinstance(v, bool | str) or _is_number(v) for v in values)
             if scalar and len(set(values)) == len(values):
                 return Choice(values)
     raise SpaceError(
-        f"axis '{binding}' has a domain that cannot be read: {domain!r}",
+        f"axis '{binding}' has a domain that cannot be read: {reprlib.repr(domain)}",
         hint="give a tuple of distinct values, or {'low': a, 'high': b, 'log': True} with a < b",
     )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _check_axis(axis: Axis, base: ModelConfig) -> None:
@@ -306,7 +314,7 @@ def _check_axis(axis: Axis, base: ModelConfig) -> None:
         )
     if axis.binding not in known:
         raise SpaceError(
-            f"axis '{axis.binding}' names no parameter",
+            f"axis {axis.binding!r} names no parameter",
             hint=nearest(axis.binding, known, otherwise=f"it may vary {', '.join(known)}"),
         )
     domain = axis.domain

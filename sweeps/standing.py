@@ -6,9 +6,8 @@ the same `Standing`, which looks at a record once: nothing here takes longer in 
 
 import math
 from collections import Counter, deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,9 +25,6 @@ from sweeps.pareto import (
     within,
 )
 from sweeps.trial import Status, Trial
-
-if TYPE_CHECKING:
-    from sweeps.config import SweepConfig
 
 RECENT = 100
 """So many of the last trials tell how long a trial takes."""
@@ -65,10 +61,11 @@ class Outcomes:
         )
 
 
-def limited_objectives(config: "SweepConfig") -> tuple[Objective, ...]:
+def limited_objectives(
+    metrics: Sequence[str], limits: Mapping[str, float | None]
+) -> tuple[Objective, ...]:
     """Returns a sweep's objectives, each with the limit beyond which candidates are infeasible."""
-    limits = vars(config.limits)
-    return tuple(objective(name, limit=limits.get(name)) for name in config.objectives)
+    return tuple(objective(name, limit=limits.get(name)) for name in metrics)
 
 
 class Standing:

@@ -1,15 +1,13 @@
 """Where a sweep stands, as any machine sees it that reaches the storage: from the ledger only."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sweeps.config import parse_run
 from sweeps.lease import LeaseWatch
-from sweeps.ledger import Ledger, Tail
-from sweeps.objectives import objective
+from sweeps.ledger import Ledger, SweepFacts, Tail
 from sweeps.standing import Standing, limited_objectives
 from sweeps.storage import Location
 from sweeps.trial import Attempt, Status
@@ -97,6 +95,24 @@ class SweepStatus:
         return [max(0.0, self.at - attempt.began_at) for attempt in self.running]
 
 
+def limits_and_baseline(facts: SweepFacts) -> tuple[Mapping[str, float], str | None]:
+    """Returns the limits of a sweep by metric, and the id of its baseline, None where it has none.
+
+    Nothing is read for it but the facts, unless they are those of an older release, which did not
+    write them down; then it is the configuration, if this release can.
+    """
+    if facts.limits is not None:
+        return facts.limits, facts.baseline or None
+    from sweeps.config import parse_run
+
+    try:
+        run = parse_run(facts.gin_config)
+    except UserError:  # of a release with other bindings
+        return {}, None
+    baseline = run.space.baseline()
+    return run.sweep.limits.given, baseline.id if baseline else None
+
+
 class StatusReader:
     """Reads where a sweep stands, again and again; what was read once is not read again."""
 
@@ -109,13 +125,9 @@ class StatusReader:
         """
         self._ledger = Ledger.open(storage, sweep)
         facts = self._ledger.facts
-        try:
-            run = parse_run(facts.gin_config)
-        except UserError:  # the configuration of a release with other bindings
-            objectives, baseline = tuple(map(objective, facts.objectives)), None
-        else:
-            objectives, baseline = limited_objectives(run.sweep), run.space.baseline()
-        self._standing = Standing(objectives, baseline=baseline.id if baseline else None)
+        limits, baseline = limits_and_baseline(facts)
+        objectives = limited_objectives(facts.objectives, limits)
+        self._standing = Standing(objectives, baseline=baseline)
         self._tail = Tail(self._ledger, objectives)
         self._lease = LeaseWatch(self._ledger.location, sweep)
 

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from sweeps.objectives import metric
 from sweeps.pareto import ParetoFront
+from sweeps.printable import printable, show
 from sweeps.standing import duration
 from sweeps.trial import METRICS, Attempt, Trial
 
@@ -41,9 +42,11 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Prints a table to stdout, numbers to the right; never cut to the width of a pipe."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for i, name in enumerate(columns):
-        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
+        # As texts: rich would read strings as its own markup.
+        head = Text(printable(name))
+        table.add_column(head, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(printable(cell)) for cell in row))
     Console(width=None if sys.stdout.isatty() else 250, highlight=False).print(table)
 
 
@@ -59,13 +62,19 @@ def json_line(value: Any) -> str:
 
 def print_csv(records: Sequence[Mapping[str, Any]]) -> None:
     """Prints records as CSV to stdout; the columns are those of all records together."""
-    columns = list(dict.fromkeys(key for record in records for key in record))
+    columns = list(dict.fromkeys(printable(key) for record in records for key in record))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     for record in records:
-        writer.writerow({k: json.dumps(v) if isinstance(v, dict) else v for k, v in record.items()})
-    print(text.getvalue(), end="")
+        writer.writerow({printable(k): _csv_cell(v) for k, v in record.items()})
+    print(text.getvalue(), end="")  # whose cells are printable
+
+
+def _csv_cell(value: Any) -> Any:
+    if isinstance(value, dict):
+        return json.dumps(value)
+    return printable(value) if isinstance(value, str) else value
 
 
 def front_columns(front: ParetoFront) -> list[str]:
@@ -88,17 +97,19 @@ def print_front(front: ParetoFront, sweep: str) -> None:
     """Prints a front as a table, with an account of the trials that are not on it."""
     names = " against ".join(o.metric for o in front.objectives)
     goals = " and ".join(dict.fromkeys(o.goal.value for o in front.objectives))
-    print(
+    show(
         f"Pareto front of '{sweep}': {names} ({goals} is better), "
-        f"{len(front.members)} of {front.finished} finished trials\n"
+        f"{len(front.members)} of {front.finished} finished trials"
     )
+    show()
     columns = front_columns(front)
     heads = [f"{_SHORT.get(c, c)} [95%]" if c == "rtf_ratio" else _SHORT.get(c, c) for c in columns]
     print_table(heads, [[_cell(trial, column) for column in columns] for trial in front.members])
     account = [f"{front.dominated} dominated"] if front.dominated else []
-    print("excluded:", " · ".join([*account, *filter(None, [front.excluded_line()])]) or "none")
+    excluded = " · ".join([*account, *filter(None, [front.excluded_line()])]) or "none"
+    show(f"excluded: {excluded}")
     if len(front.hosts) > 1:
-        print(
+        show(
             f"measured on {len(front.hosts)} hosts: rtf_ratio, against the same reference model on "
             "each, compares across them; x real time is each host's own"
         )
@@ -129,9 +140,9 @@ def front_record(trial: Trial) -> dict[str, Any]:
 
 def print_trial(trial: Trial) -> None:
     """Prints one trial in full."""
-    print(f"trial {trial.id} of '{trial.sweep}': {trial.status.value}")
+    show(f"trial {trial.id} of '{trial.sweep}': {trial.status.value}")
     if trial.reason:
-        print(f"  {trial.reason.value}: {trial.detail}")
+        show(f"  {trial.reason.value}: {trial.detail}")
     for title, values in (
         ("candidate", dict(trial.candidate.values)),
         ("measured", {name: _value(trial, name) for name in METRICS}),
@@ -140,11 +151,12 @@ def print_trial(trial: Trial) -> None:
     ):
         if not values:
             continue
-        print(f"\n{title}")
+        show()
+        show(title)
         width = max(map(len, values))
         for name, value in values.items():
             if value not in ("", None):
-                print(f"  {name:{width}}  {value}")
+                show(f"  {name:{width}}  {value}")
 
 
 def _provenance(trial: Trial) -> dict[str, Any]:
@@ -176,9 +188,9 @@ def print_statuses(statuses: Sequence["SweepStatus"]) -> None:
 
 def print_status(status: "SweepStatus") -> None:
     """Prints where one sweep stands, and what runs where since when."""
-    print(status_line(status))
+    show(status_line(status))
     if status.running:
-        print()
+        show()
         columns = ["trial", "host", "for", "workers lost"]
         print_table(columns, [_attempt_row(attempt, status.at) for attempt in status.running])
 
@@ -198,7 +210,7 @@ def status_picture(status: "SweepStatus", shown: int) -> Group:
         lines.append(f"  {trial} on {host or 'no host yet'} for {since}{again}")
     if (others := len(status.running) - shown) > 0:
         lines.append(f"  and {others} more")
-    return Group(*map(Text, lines))
+    return Group(*(Text(printable(line)) for line in lines))
 
 
 def _attempt_row(attempt: Attempt, now: float) -> list[str]:
@@ -241,7 +253,7 @@ def print_bench(report: "BenchReport") -> None:
             for row in report.rows
         ],
     )  # fmt: skip
-    print()
+    show()
     models = {tuple(names(row)): row for row in report.rows}
     peaks = {
         key: max(row.peak_memory_bytes for row in report.rows if tuple(names(row)) == key)
@@ -265,7 +277,7 @@ def print_bench(report: "BenchReport") -> None:
     for why, hint in dict.fromkeys((each.why, each.hint) for each in report.skipped):
         alike = [each for each in report.skipped if (each.why, each.hint) == (why, hint)]
         of = dict.fromkeys(name for each in alike if (name := each.artifact or each.runtime))
-        print(f"left out: {', '.join(of)}: {why}" + (f" ({hint})" if hint else ""))
+        show(f"left out: {', '.join(of)}: {why}" + (f" ({hint})" if hint else ""))
 
 
 def bench_json(report: "BenchReport") -> dict[str, Any]:

@@ -8,6 +8,7 @@ The rest of the library is gin-free and takes these dataclasses.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import InitVar, dataclass, fields
+from functools import cache
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import gin
@@ -55,7 +56,8 @@ def _check_range(owner: object, name: str, low: float, high: float) -> None:
 
 def _check_types(owner: object) -> None:
     """Raises ConfigError for a value of another type than its field, before it does harm."""
-    hints = get_type_hints(type(owner))
+    kind: Any = type(owner)
+    hints = _type_hints(kind)
     for f in fields(owner):  # type: ignore[arg-type]
         value, hint = getattr(owner, f.name), hints[f.name]
         if get_origin(hint) is Literal:
@@ -73,6 +75,11 @@ def _check_types(owner: object) -> None:
                 f"{gin_name(owner)}.{f.name} = {value!r} has the wrong type",
                 hint=f"{f.name} must be of type {hint.__name__}",
             )
+
+
+@cache
+def _type_hints(owner: type) -> dict[str, Any]:
+    return get_type_hints(owner)  # which takes longer than all else that a configuration needs
 
 
 @dataclass(frozen=True)
@@ -608,6 +615,36 @@ CONFIGS: dict[str, type] = {
     "export": ExportConfig,
 }
 """Name in gin files -> the configuration of that stage, in the order of ModelConfig's fields."""
+
+REFERABLE_OF_DDSP = (
+    "ddsp.core.exp_sigmoid",
+    "ddsp.processors.ProcessorGroup",
+    "ddsp.processors.Add",
+    "ddsp.synths.Harmonic",
+    "ddsp.synths.FilteredNoise",
+    "ddsp.effects.Reverb",
+    "ddsp.losses.SpectralLoss",
+)
+"""What has a counterpart here of what ddsp registers with gin, by its complete name there."""
+
+OF_DDSP = REFERABLE_OF_DDSP + tuple(
+    f"ddsp.{module}.{name}"
+    for module, names in {
+        "core": "sym_exp_sigmoid frequencies_softmax frequencies_sigmoid "
+        "frequencies_critical_bands angular_cumsum oscillator_bank harmonic_oscillator_bank",
+        "dags": "run_dag DAGLayer",
+        "processors": "Mix Crop",
+        "synths": "TensorToAudio Wavetable Sinusoidal",
+        "effects": "ExpDecayReverb FilteredNoiseReverb FIRFilter",
+        "losses": "LossGroup HmmTranscriber EmbeddingLoss PretrainedCREPEEmbeddingLoss "
+        "FilteredNoiseConsistencyLoss HarmonicConsistencyLoss WassersteinConsistencyLoss "
+        "KDEConsistencyLoss TWMLoss ParamLoss",
+        "spectral_ops": "compute_mag compute_mel compute_logmag compute_logmel compute_mfcc "
+        "compute_loudness compute_f0",
+    }.items()
+    for name in names.split()
+)
+"""All that ddsp registers with gin when `thesis.from_ddsp` is imported, which need not happen."""
 
 REFERENCE_DECODER = DilatedConvStackConfig()
 """DDSP-CNN-Tiny: what `rtf_ratio` is measured against."""

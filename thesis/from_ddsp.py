@@ -5,6 +5,7 @@ that they make become plain settings here. Only gin's text is ever sent to anoth
 makes them again.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,9 @@ from thesis.reference import NOISE_BIAS
 
 Harmonic, FilteredNoise = ddsp.synths.Harmonic, ddsp.synths.FilteredNoise
 Add, Reverb = ddsp.processors.Add, ddsp.effects.Reverb
+
+MAX_FFT_SIZE, MAX_FFT_SIZES = 65_536, 32
+"""Largest frame of a spectral loss, four seconds at 16 kHz, and number of them at the most."""
 
 _CHAIN = (
     "a chain has one synths.Harmonic, one synths.FilteredNoise, processors.Add of their signals, "
@@ -48,8 +52,12 @@ def reverb_seconds(processor_group: Any, n_noise_bands: int) -> float:
         )
     parts: dict[type, Any] = {}
     inputs: dict[type, list[str]] = {}
-    for name, keys, *_ in processor_group.dag:
-        part = getattr(processor_group, name)
+    for node in processor_group.dag:
+        match node:
+            case [str(name), [*keys], *_] if all(isinstance(key, str) for key in keys):
+                part = getattr(processor_group, name, None)
+            case _:
+                raise ConfigError(f"{node!r} of the chain is no processor with inputs", hint=_CHAIN)
         if type(part) not in (Harmonic, FilteredNoise, Add, Reverb) or type(part) in parts:
             raise ConfigError(
                 f"'{name}' of the chain, a ddsp {type(part).__name__}, has no counterpart here",
@@ -81,6 +89,8 @@ def reverb_seconds(processor_group: Any, n_noise_bands: int) -> float:
         return 0.0
     _check(reverb, "trainable", reverb.trainable is True, "True")
     _check(reverb, "add_dry", reverb._add_dry is True, "True")
+    _check(reverb, "reverb_length", _is_count(reverb._reverb_length), "a whole number above 0")
+    _check(harmonic, "sample_rate", _is_count(harmonic.sample_rate), "a whole number above 0")
     return float(reverb._reverb_length / harmonic.sample_rate)
 
 
@@ -91,6 +101,10 @@ def _check(processor: Any, setting: str, satisfied: bool, supported: str) -> Non
             f"{type(processor).__name__}.{setting} = {value!r} has no counterpart here",
             hint=f"supported is {supported}",
         )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _is_exp_sigmoid(scale_fn: Any) -> bool:
@@ -112,17 +126,21 @@ def spectral_loss(loss: Any) -> SpectralLoss:
         )
     weights = {name: getattr(loss, name) for name in SpectralLoss.WEIGHTS}
     for name, weight in weights.items():
-        if not isinstance(weight, int | float):
+        if not isinstance(weight, int | float) or not math.isfinite(weight):
             raise ConfigError(
-                f"SpectralLoss.{name} = {weight!r} is no number", hint="weights are numbers"
+                f"SpectralLoss.{name} = {weight!r} is no number", hint="weights are finite numbers"
             )
     if not max(weights.values()) > 0:
         raise ConfigError("a SpectralLoss compares nothing", hint="give it a weight above 0")
-    sizes = tuple(loss.fft_sizes)
-    if not sizes or not all(isinstance(size, int) and size >= 4 for size in sizes):
+    sizes = loss.fft_sizes
+    if not (
+        isinstance(sizes, list | tuple)
+        and 0 < len(sizes) <= MAX_FFT_SIZES
+        and all(isinstance(size, int) and 4 <= size <= MAX_FFT_SIZE for size in sizes)
+    ):
         raise ConfigError(
             f"SpectralLoss.fft_sizes = {sizes!r} are no sizes",
-            hint="give one or more whole numbers, 4 or above",
+            hint=f"give one to {MAX_FFT_SIZES} whole numbers from 4 to {MAX_FFT_SIZE}",
         )
     kind = str(loss.loss_type).upper()
     if kind not in ("L1", "L2"):
@@ -131,4 +149,5 @@ def spectral_loss(loss: Any) -> SpectralLoss:
             f"SpectralLoss.loss_type = {loss.loss_type!r} is not a choice",
             hint="loss_type must be 'L1' or 'L2'",
         )
-    return SpectralLoss(sizes, kind, **{name: float(weight) for name, weight in weights.items()})
+    floats = {name: float(weight) for name, weight in weights.items()}
+    return SpectralLoss(tuple(sizes), kind, **floats)

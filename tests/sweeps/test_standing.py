@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweeps.config import Limits, SweepConfig
+from sweeps.config import Limits
 from sweeps.objectives import objective
 from sweeps.pareto import ReferencePoint, pareto_front
 from sweeps.standing import RECENT, Outcomes, Standing, limited_objectives
@@ -93,9 +93,7 @@ def test_without_a_baseline_the_first_trial_to_complete_sets_the_reference(at_a_
 
 
 def test_the_best_loss_is_one_within_the_limit():
-    objectives = limited_objectives(
-        SweepConfig(("val_loss", "rtf_ratio"), "random", 0, Limits(rtf_ratio=1.0))
-    )
+    objectives = limited_objectives(("val_loss", "rtf_ratio"), Limits(rtf_ratio=1.0).given)
     assert [o.limit for o in objectives] == [None, 1.0]
     dear = trial(1, val_loss=2.0, rtf_ratio=1.5)
     standing = standing_of(dear, objectives=objectives)

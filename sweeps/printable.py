@@ -1,0 +1,38 @@
+"""The door to a terminal: what others wrote is shown, and never acts.
+
+A record, a bundle or a dataset may be anybody's, and so may the strings in it. A terminal obeys
+control characters: they move its cursor, change its title, and hide what was printed before.
+"""
+
+LONGEST = 2_000
+"""Characters of a line that says what went wrong; a value in it may be as long as a file."""
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    r"""Returns a text in which what cannot be seen is spelled out, '\x1b' for an escape.
+
+    Args:
+      text: What is to be printed. Line ends, too, are spelled out.
+      keep: Characters that are left as they are.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+def in_a_line(text: str) -> str:
+    """Returns a text as one line that can be printed, cut where it is very long."""
+    line = printable(text)
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}..."
+
+
+def show(line: str = "") -> None:
+    """Prints one line to stdout, whatever is in it."""
+    print(printable(line), flush=True)
+
+
+def show_text(text: str) -> None:
+    """Prints a text of several lines to stdout."""
+    print(printable(text, keep="\n"))
