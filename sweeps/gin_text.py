@@ -276,8 +276,8 @@ class _Files:
 
     def statements(self, file: Path, including: tuple[Path, ...]) -> Iterator[Any]:
         """Yields the statements of a file, with those of included ones in their places."""
-        file = file.absolute()
-        if file.resolve() in including:
+        text, real = _content(file), file.resolve()
+        if real in including:
             raise ConfigError(f"gin: '{file.name}' includes itself", hint="leave out one include")
         self.read += 1
         if self.read > _MAX_FILES:
@@ -285,10 +285,10 @@ class _Files:
                 f"gin: more than {_MAX_FILES} files are included",
                 hint="include each of them once",
             )
-        for statement in _parsed(_content(file), file.name):
+        for statement in _parsed(text, file.name):
             if isinstance(statement, config_parser.IncludeStatement):
                 found = self._find(statement.filename, file.name)
-                yield from self.statements(found, (*including, file.resolve()))
+                yield from self.statements(found, (*including, real))
             else:
                 yield statement
 

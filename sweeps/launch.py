@@ -189,7 +189,8 @@ def launch(
         scratch_folder(ledger) as scratch,
     ):
         # The ids of all records are small. The records need not be.
-        on_record, started = ledger.ids(), ledger.started()
+        on_record = ledger.ids()
+        started = [a for a in ledger.started() if run.space.holds(a.candidate)]
         objectives = [objective(metric) for metric in run.sweep.objectives]
         history = ledger.history(objectives, HISTORY)
         shared = Shared(

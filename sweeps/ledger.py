@@ -26,8 +26,8 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import math
 import re
+import sys
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -134,11 +134,14 @@ class SweepFacts:
 def _check_derived(limits: Any, baseline: Any) -> None:
     """Raises TypeError for what no release wrote into `SweepFacts`."""
     numbers = limits.values() if isinstance(limits, dict) else ()
-    plain = all(isinstance(n, int | float) and math.isfinite(n) for n in numbers)
+    plain = all(isinstance(n, int | float) and abs(n) < _LARGEST for n in numbers)
     if not (limits is None or (isinstance(limits, dict) and plain)):
         raise TypeError(f"limits are {limits!r}")
     if not isinstance(baseline, str):
         raise TypeError(f"baseline is {baseline!r}")
+
+
+_LARGEST = sys.float_info.max
 
 
 def _first_different_line(a: str, b: str) -> tuple[str, str]:

@@ -85,6 +85,8 @@ class Search:
     ) -> None:
         """Rebuilds the search from what a sweep has stored.
 
+        What is stored of candidates that are not of the space is passed over.
+
         Args:
           space: What is varied.
           config: Objectives, sampler, seed, limits.
@@ -98,7 +100,10 @@ class Search:
           MetricError: An objective names no metric.
           ConfigError: The sampler needs what is not installed.
         """
-        history = sorted(finished, key=lambda trial: (trial.provenance.finished_at, trial.id))
+        history = sorted(
+            (trial for trial in finished if space.holds(trial.candidate)),
+            key=lambda trial: (trial.provenance.finished_at, trial.id),
+        )
         self.exhausted = False
         self._space = space
         self._config = config
@@ -116,14 +121,14 @@ class Search:
             self._tell(self._enter(trial.candidate), trial)
         for trial in history:
             self.record(trial)
-        for candidate in deferred:
+        for candidate in filter(space.holds, deferred):
             self._running[candidate.id] = self._admit(candidate)
         self._whole_grid = config.sampler == "grid"
         baseline = space.baseline()
         self._queue = itertools.chain(
             [baseline] if baseline else [],
             map(space.variant, config.baselines),
-            list(started),
+            list(filter(space.holds, started)),
             space.grid(config.grid_points) if self._whole_grid else (),
         )
 

@@ -172,6 +172,11 @@ class SearchSpace:
             {a.name: values[a.name] for a in self.axes if a.binding not in inactive}
         )
 
+    def holds(self, candidate: Candidate) -> bool:
+        """Whether all axis values of a candidate, which may be anybody's, are of this space."""
+        domains = {axis.name: axis.domain for axis in self.axes}
+        return all(name in domains and value in domains[name] for name, value in candidate.values)
+
     def sample(self, rng: random.Random) -> Candidate:
         """Returns a random candidate, each axis drawn on its own."""
         return self.candidate({a.name: a.domain.sample(rng) for a in self.axes})
@@ -286,7 +291,7 @@ def _domain(binding: object, domain: object) -> Choice | Range:
             log = rest.pop("log", False)
             if not rest and isinstance(log, bool) and low < high and not (log and low <= 0):
                 return Range(low, high, log)
-        case Sequence() if domain and not isinstance(domain, str):
+        case Sequence() if domain and not isinstance(domain, str | bytes):
             values = tuple(domain)
             scalar = all(isinstance(v, bool | str) or _is_number(v) for v in values)
             if scalar and len(set(values)) == len(values):
@@ -298,7 +303,8 @@ def _domain(binding: object, domain: object) -> Choice | Range:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and -math.inf < cast(float, value) < math.inf
 
 
 def _check_axis(axis: Axis, base: ModelConfig) -> None:

@@ -75,7 +75,7 @@ def _write(path: Path, ledger: Ledger, run: RunConfig, trials: list[Trial]) -> N
 
 def _frozen(trial: Trial, run: RunConfig) -> FrozenTrial:
     distributions = {axis.name: distribution_of(axis) for axis in run.space.axes}
-    params = dict(trial.candidate.values)
+    params = dict(trial.candidate.values) if run.space.holds(trial.candidate) else {}
     objectives = [objective(name) for name in run.sweep.objectives]
     state, values = outcome_of(trial, objectives)
     excess = constraints_of(trial, run.sweep.limits)

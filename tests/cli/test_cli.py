@@ -621,6 +621,150 @@ def test_what_cannot_be_benched_is_one_error(
     assert_one_error(capsys, words)
 
 
+# --- What others wrote ---
+
+ODD = "\x1b[2J\x1b]0;mine\x07[/x][red]\n\u202e\x9b"
+"""Clears a terminal, changes its title, is markup of rich's that fails, and turns text around."""
+
+
+@pytest.fixture
+def strange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, list[Trial]]:
+    """A stranger's storage, and its trials: a module that it imports would leave a file `ran`."""
+    code = f"open({str(tmp_path / 'ran')!r}, 'w').close()"
+    (tmp_path / "canary_module.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    data = make_dataset(tmp_path / "data")
+    facts = SweepFacts(
+        name="strange",
+        gin_config=f"import canary_module\n{load_run(find_run('tiny')).text}# {ODD}",
+        dataset_fingerprint=load_facts(data).fingerprint,
+        objectives=("val_loss", "rtf_ratio"),
+        dataset_path=data,
+        trials_asked=8,
+    )
+    ledger = Ledger.create(str(tmp_path / "runs"), "strange", facts)
+    odd = Provenance(
+        host=f"h{ODD}",
+        host_fingerprint=ODD,
+        gin_config=facts.gin_config,
+        versions={f"v{ODD}": ODD},
+        measure_conditions={f"c{ODD}": float("nan")},
+        dataset_fingerprint=facts.dataset_fingerprint,
+    )
+    completed = replace(FRONT[0], sweep="strange", provenance=odd)
+    other_axes = Candidate.of({f"a{ODD}": ODD, "channels": 4})
+    trials = [
+        completed,
+        replace(completed, candidate=other_axes, measurement=FRONT[1].measurement),
+        replace(FAILED, sweep="strange", detail=ODD, provenance=odd),
+    ]
+    for each in trials:
+        ledger.append(each)
+    return str(tmp_path / "runs"), trials
+
+
+def assert_nothing_acted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    out, err = capsys.readouterr()
+    assert not (tmp_path / "ran").exists()
+    assert all(c.isprintable() or c == "\n" for c in out + err)
+    assert "Traceback" not in err
+    return out + err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["status"],
+        ["status", "strange"],
+        ["status", "--json"],
+        ["front", "strange"],
+        ["front", "strange", "--csv"],
+        ["front", "strange", "--json"],
+        ["front", "strange", "--figure", "front.png"],
+        ["ledger", "export", "strange", "--csv", "all.csv"],
+    ],
+    ids=" ".join,
+)
+def test_looking_at_a_stranger_s_sweep_runs_nothing_of_it(
+    strange: tuple[str, list[Trial]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(*arguments, "--storage", strange[0]) == 0
+    assert_nothing_acted(tmp_path, capsys)
+
+
+def test_what_a_stranger_wrote_is_spelled_out(
+    strange: tuple[str, list[Trial]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage, trials = strange
+    for each in trials:
+        for options in ([], ["--gin"], ["--json"]):
+            assert run("show", each.id, *options, "--storage", storage) == 0
+            said = assert_nothing_acted(tmp_path, capsys)
+            if "--json" not in options:
+                assert r"h\x1b[2J\x1b]0;mine\x07[/x][red]\n\u202e\x9b" in said
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["launch", "--name", "strange", "--dry-run"],
+        ["launch", "--name", "strange"],
+        ["launch", "--name", "strange", "--set", "STEPS=1"],
+        ["ledger", "export", "strange", "--optuna", "study.db"],
+        [
+            "slurm",
+            *["--out", "j", "--nodes", "1", "--cpus-per-node", "2", "--", "--name", "strange"],
+        ],
+    ],
+    ids=" ".join,
+)
+def test_what_needs_a_stranger_s_configuration_is_one_error(
+    strange: tuple[str, list[Trial]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(*arguments, "--storage", strange[0]) == 1
+    lines = assert_nothing_acted(tmp_path, capsys).splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["error", "hint"]
+    assert "'canary_module' is imported" in lines[0]
+    assert not (tmp_path / "study.db").exists()
+    assert not (tmp_path / "j").exists()
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "train.learning_rate=1e999",
+        "STEPS=1\nimport canary_module",
+        "STEPS=%STEPS",
+        "CHANNELS=(" * 9_000,
+        "sweep.objectives=(1, {})",
+        f"{ODD}=1",
+        f"STEPS='{ODD}'",
+        "SAMPLER='" + "a" * 100_000 + "'",
+    ],
+    ids=lambda setting: repr(setting[:20]),
+)
+def test_a_setting_that_is_none_is_one_error(
+    setting: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_dataset(tmp_path / "data")
+    where = ["--data", data, "--storage", str(tmp_path / "runs"), "--dry-run"]
+    assert run("launch", "--name", "n", "--trials", "1", *where, "--set", setting) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert [line.partition(":")[0] for line in err.splitlines()] == ["error", "hint"]
+    assert len(err) < 5_000
+
+
 # --- How it ends ---
 
 

@@ -576,6 +576,42 @@ def test_what_does_not_define_a_sweep_is_brought_up_to_date(ledger):
         assert found.facts.created_at == 1.0
 
 
+def test_an_older_release_s_facts_learn_their_limits_when_the_sweep_goes_on(tmp_path):
+    older = json.loads(facts().to_json())
+    del older["limits"], older["baseline"]
+    ledger = Ledger.create(tmp_path, "tiny", facts())
+    Path(tmp_path, "tiny", "sweep.json").write_text(json.dumps(older))
+    found = Ledger.open(tmp_path, "tiny").facts
+    assert (found.limits, found.baseline) == (None, "")
+    Ledger.create(ledger.location, "tiny", facts(limits={"rtf_ratio": 2.0}, baseline="0" * 12))
+    found = Ledger.open(tmp_path, "tiny").facts
+    assert (found.limits, found.baseline) == ({"rtf_ratio": 2.0}, "0" * 12)
+    assert found == facts()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"limits": [1]},
+        {"limits": "rtf_ratio"},
+        {"limits": {"rtf_ratio": "2"}},
+        {"limits": {"rtf_ratio": None}},
+        {"limits": {"rtf_ratio": math.nan}},
+        {"limits": {"rtf_ratio": math.inf}},
+        {"limits": {"rtf_ratio": 10**400}},
+        {"baseline": None},
+        {"baseline": ["a"]},
+    ],
+)
+def test_limits_that_no_release_wrote_are_one_line(tmp_path, change):
+    Ledger.create(tmp_path, "tiny", facts())
+    values = json.loads(facts().to_json()) | change
+    Path(tmp_path, "tiny", "sweep.json").write_text(json.dumps(values))
+    with pytest.raises(LedgerError, match="cannot be read") as caught:
+        Ledger.open(tmp_path, "tiny")
+    assert caught.value.hint
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

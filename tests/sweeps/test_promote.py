@@ -14,7 +14,7 @@ from sweeps.ledger import Ledger, SweepFacts
 from sweeps.promote import model_card, promote
 from sweeps.trial import Candidate, Reason
 from thesis.bundle import ARTIFACT_FILES, load_bundle, read_audio, verify_bundle
-from thesis.errors import BundleError, DatasetError, ExportError
+from thesis.errors import BundleError, ConfigError, DatasetError, ExportError
 from thesis.measure import ROUNDS, RtfMeasurement
 from thesis.metrics import Quality
 from thesis.prepare import prepare_demo
@@ -71,6 +71,23 @@ def spoiled(storage, trial, dataset, small_run, completed, tmp_path):
         return str(tmp_path / "runs")
 
     return spoiled
+
+
+# --- A stranger's record ---
+
+
+def test_the_configuration_of_a_record_is_data(
+    storage, trial, dataset, small_run, tmp_path, monkeypatch
+):
+    (tmp_path / "canary_module.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
+    monkeypatch.syspath_prepend(tmp_path)
+    text = f"import canary_module\n{trial.provenance.gin_config}"
+    ledger = make_ledger(tmp_path / "runs", dataset, small_run)
+    ledger.append(replace(trial, provenance=replace(trial.provenance, gin_config=text)))
+    with pytest.raises(ConfigError, match="'canary_module' is imported"):
+        promote(str(tmp_path / "runs"), trial.id, tmp_path / "bundle")
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "bundle").exists()
 
 
 # --- A bundle ---

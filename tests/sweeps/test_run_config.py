@@ -209,6 +209,28 @@ def test_limits_come_from_the_run():
         ("sweep.objectives=val_loss", "sweep.objectives = 'val_loss' has the wrong", "tuple"),
         ("sweep.objectives=('val_loss',)", "two objectives or more", "sweep.objectives"),
         ("sweep.objectives=('val_los', 'rtf')", "no metric named 'val_los'", "val_loss"),
+        ("sweep.objectives=(1, 2)", "no metric named 1", "val_loss"),
+        ("sweep.objectives=(['val_loss'], {})", "no metric named ['val_loss']", "metrics: "),
+        ("sweep.objectives=('rtf', 'rtf')", "has one of them twice", "leave it out"),
+        ("MAX_RTF_RATIO=0", "sweep.max_rtf_ratio = 0 is no limit", "above 0"),
+        ("sweep.max_parameters=-1", "sweep.max_parameters = -1 is no limit", "above 0"),
+        ("train.learning_rate=1e999", "'train.learning_rate' holds inf", "values are numbers"),
+        ("LEARNING_RATE=-1e999", "'LEARNING_RATE' holds -inf", "values are numbers"),
+        ("sweep.max_parameters=1e999", "'sweep.max_parameters' holds inf", "values are numbers"),
+        ("sweep.baselines=({'channels': 1e999},)", "holds inf", "values are numbers"),
+        ("sweep.baselines=({1: 4},)", "a key that is no string", "values are numbers"),
+        ("sweep.baselines=({'channels': [4]},)", "axis 'channels' has no value [4]", "it takes"),
+        ("search_space.axes={'train.seed': (0, 1e999)}", "holds inf", "values are numbers"),
+        ("search_space.axes={7: (0, 1)}", "a key that is no string", "values are numbers"),
+        ("train.learning_rate=nan", "train.learning_rate = 'nan' has the wrong type", "float"),
+        ("STEPS=99999999999999999999", "'STEPS' holds a whole number of more than", "numbers"),
+        ("STEPS=-%SEED", "'-' goes before a number", "parameters belong to"),
+        ("STEPS=%STEPS", "%STEPS refers to itself", "a value"),
+        ("STEPS=5\nimport os", "'os' is imported", "'import thesis.from_ddsp'"),
+        ("STEPS=5\nSEED=3", "is no key=value", "STEPS=500"),
+        ("x/train.steps=5", "'x/train.steps' reaches nothing", "leave out 'x/'"),
+        ("model.decoder=@train()", "is no decoder", "@DilatedConvStack()"),
+        ("train.losses=(1,)", "holds no SpectralLoss", "@losses.SpectralLoss()"),
     ],
 )
 def test_an_override_that_cannot_be_used_is_one_line_with_a_hint(override, message, hint):
@@ -303,6 +325,84 @@ def test_a_file_that_cannot_be_used_is_one_line_with_a_hint(run_of, text):
     with pytest.raises(ConfigError) as caught:
         run_of(SMALLEST + text)
     assert_one_line_with_hint(caught.value)
+
+
+def test_a_run_file_acts_no_more_than_a_stored_text_does(run_of, tmp_path, monkeypatch):
+    (tmp_path / "canary_module.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "more.gin").write_text("import canary_module")
+    for text in ("import canary_module", "include 'more.gin'"):
+        with pytest.raises(ConfigError, match="'canary_module' is imported") as caught:
+            run_of(SMALLEST + text)
+        assert_one_line_with_hint(caught.value)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "include 'more.gin'",
+        "import os",
+        "train.steps = @train()",
+        "train.steps = %X",
+        "no.such = 3",
+    ],
+)
+def test_a_resolved_text_that_nobody_here_writes_is_one_line(text, tmp_path):
+    run = load_run(find_run("tiny"))
+    for read in (
+        lambda: parse_run(run.text + text),
+        lambda: parse_candidate(run.text + text, run.space.baseline()),
+    ):
+        with pytest.raises(ConfigError, match="gin: ") as caught:
+            read()
+        assert_one_line_with_hint(caught.value)
+
+
+def test_whatever_gin_raises_is_one_line(monkeypatch):
+    for error in (
+        KeyError("x"),
+        TypeError(),
+        RecursionError("deep"),
+        MemoryError(),
+        StopIteration(),
+    ):
+
+        def broken(*_, error=error):
+            raise error
+
+        monkeypatch.setattr(gin, "parse_config", broken)
+        with pytest.raises(ConfigError, match="gin: ") as caught:
+            parse_run(SMALLEST)
+        assert_one_line_with_hint(caught.value)
+
+
+def test_what_gin_would_not_print_is_an_error(monkeypatch):
+    printed = gin.config_str
+
+    def forgetful(**options):
+        return "\n".join(li for li in printed(**options).splitlines() if "train.seed" not in li)
+
+    monkeypatch.setattr(gin, "config_str", forgetful)
+    assert parse_run(SMALLEST + "train.steps = 5").model.train.steps == 5
+    with pytest.raises(ConfigError, match=r"'train.seed' = 3 cannot be written down") as caught:
+        parse_run(SMALLEST + "train.seed = 3")
+    assert_one_line_with_hint(caught.value)
+
+
+def test_a_required_value_may_be_given_by_an_override(tmp_path):
+    (tmp_path / "run.gin").write_text(SMALLEST + "train.steps = %gin.REQUIRED")
+    assert load_run(tmp_path / "run.gin", ["train.steps=5"]).model.train.steps == 5
+    with pytest.raises(ConfigError, match="REQUIRED") as caught:
+        load_run(tmp_path / "run.gin")
+    assert_one_line_with_hint(caught.value)
+
+
+def test_a_name_that_no_file_can_have_is_one_line():
+    for name in ("a" * 5_000, "a\0b", ".", ""):
+        with pytest.raises(ConfigError, match="no run file") as caught:
+            find_run(name)
+        assert caught.value.hint
 
 
 def test_a_missing_file_is_one_line(tmp_path):

@@ -505,6 +505,42 @@ def test_what_is_no_candidate_here_is_skipped_and_counted(tmp_path):
         assert why in known_from(ledger, run_config, "f" * 64)[1]
 
 
+def test_the_configuration_of_another_sweep_is_data(tmp_path, monkeypatch):
+    (tmp_path / "canary_module.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
+    monkeypatch.syspath_prepend(tmp_path)
+    ledger = other_sweep(tmp_path, WIDTHS, "train.steps = 3")
+    text = f"import canary_module\n{ledger.facts.gin_config}"
+    ledger.facts = dataclasses.replace(ledger.facts, gin_config=text)
+    with pytest.raises(ConfigError, match="'canary_module' is imported"):
+        known_from(ledger, run_of(WIDTHS), "f" * 64)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_trial_whose_values_its_own_sweep_cannot_have_is_skipped(tmp_path):
+    ledger = other_sweep(tmp_path, {"DilatedConvStack.channels": (4, 8)})
+    odd = finish(Candidate.of({"channels": "many"}), 9, val_loss=1.0, rtf_ratio=1.0)
+    ledger.append(dataclasses.replace(odd, sweep="other"))
+    known, told = known_from(ledger, run_of(WIDTHS), "f" * 64)
+    assert [t.candidate["channels"] for t in known] == [4, 8]
+    assert "1 skipped" in told
+
+
+FOREIGN = [{"channelz": 4}, {"channels": 77}, {"channels": "x"}, {"channels": math.nan}]
+
+
+@pytest.mark.parametrize("values", FOREIGN, ids=repr)
+def test_what_is_stored_of_no_candidate_of_the_space_is_passed_over(values):
+    space, odd = make_space(WIDTHS, BASE), Candidate.of(values)
+    for stored in (
+        {"finished": [finish(odd, 0, val_loss=1.0, rtf_ratio=1.0)]},
+        {"started": [odd]},
+        {"deferred": [odd]},
+    ):
+        search = Search(space, config(), on_record=[odd.id], **stored)
+        proposed = [search.propose() for _ in range(4)]
+        assert {c["channels"] for c in proposed} == set(WIDTHS["DilatedConvStack.channels"])
+
+
 def test_losses_on_another_dataset_do_not_compare(tmp_path):
     ledger = other_sweep(tmp_path, WIDTHS)
     known, told = known_from(ledger, run_of(WIDTHS), "e" * 64)

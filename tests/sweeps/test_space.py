@@ -263,6 +263,15 @@ def assert_refused(axes, message, hint=""):
         {"low": 0, "high": 2, "log": True},
         {"low": 2, "high": 8, "step": 2},
         {"low": "2", "high": 8},
+        {"low": 2, "high": math.inf},
+        {"low": -math.inf, "high": 2},
+        {"low": math.nan, "high": 2},
+        {"low": False, "high": True},
+        {"low": 2, "high": 8, "log": "no"},
+        {"low": 2, "high": 8, "log": 1},
+        (2, math.inf),
+        (2, math.nan),
+        b"ab",
     ],
     ids=repr,
 )
@@ -278,6 +287,9 @@ def test_a_domain_that_cannot_be_read_is_one_line(domain):
         ("channels", ""),
         ("", ""),
         ("sweep.seed", ""),
+        (7, ""),
+        (("train.seed",), ""),
+        ("Dilated\nConv.channels", ""),
     ],
 )
 def test_an_axis_that_binds_nothing_is_one_line(binding, nearest):
@@ -306,6 +318,8 @@ def test_an_axis_of_a_recurrent_decoder_that_makes_no_difference_is_left_out():
         ("DilatedConvStack.block", ("plain", "fancy")),
         ("train.learning_rate", {"low": 1e-3, "high": 100.0}),
         ("DilatedConvStack.channels", {"low": 1.0, "high": 8.0}),
+        ("train.steps", {"low": 1, "high": 10**400}),
+        ("train.seed", (2**63, 10**400)),
     ],
 )
 def test_a_value_that_the_parameter_refuses_is_one_line(binding, domain):
@@ -318,6 +332,20 @@ def test_two_axes_of_one_name_are_refused():
     assert [axis.name for axis in twice.axes] == ["seed", "seed"]
     make_space(axes, BASE)
     assert_refused(axes | {"measure.seed": (0, 1)}, "two axes are named 'seed'")
+
+
+def test_a_candidate_may_be_anybodys():
+    space = make_space(
+        {"DilatedConvStack.channels": (2, 4), "train.learning_rate": {"low": 1e-3, "high": 1.0}},
+        BASE,
+    )
+    assert space.holds(Candidate.of({"channels": 4, "learning_rate": 0.5}))
+    assert space.holds(Candidate.of({"channels": 4}))
+    for name, value in (
+        ("channelz", 4), ("channels", 3), ("channels", "4"), ("channels", math.nan),
+        ("learning_rate", 2.0), ("learning_rate", math.nan), ("learning_rate", "0.5"),
+    ):  # fmt: skip
+        assert not space.holds(Candidate.of({name: value}))
 
 
 def test_a_space_without_axes_is_refused():

@@ -172,6 +172,50 @@ def test_a_watch_follows_a_launch_that_asks_for_more(ledger, tmp_path):
     assert asked == [4, 5, 5]
 
 
+def test_a_status_reads_no_configuration_where_the_facts_say_all(tmp_path, monkeypatch):
+    def reading(*_):
+        raise AssertionError("the configuration was read")
+
+    run = run_of(WIDTHS, "sweep.max_rtf_ratio = 1.0")
+    facts = dataclasses.replace(
+        facts_of(run), limits={"rtf_ratio": 1.0}, baseline=candidate(8).id, gin_config="import os"
+    )
+    older = Ledger.create(str(tmp_path / "older"), "s", facts_of(run))
+    ledger = Ledger.create(str(tmp_path / "newer"), "s", facts)
+    for channels in (4, 8):
+        for each in (older, ledger):
+            each.append(trial_of("s", candidate(channels)))
+    expected = StatusReader(tmp_path / "older", "s").read().standing
+    monkeypatch.setattr("sweeps.config.parse_run", reading)
+    standing = StatusReader(tmp_path / "newer", "s").read().standing
+    assert standing.objectives == expected.objectives
+    assert standing.objectives[1].limit == 1.0
+    assert standing.reference == expected.reference
+    assert standing.summary(9, []) == expected.summary(9, [])
+
+
+def test_a_space_without_the_baseline_has_none_in_the_facts(tmp_path):
+    facts = dataclasses.replace(facts_of(run_of(WIDTHS)), limits={}, baseline="")
+    ledger = Ledger.create(str(tmp_path), "s", facts)
+    ledger.append(trial_of("s", candidate(4)))
+    assert StatusReader(tmp_path, "s").read().standing.reference is not None
+
+
+@pytest.mark.parametrize(
+    "text", ["import canary_module", "include 'canary.gin'", "train.steps = ("]
+)
+def test_the_configuration_of_an_older_release_is_data(tmp_path, monkeypatch, text):
+    (tmp_path / "canary_module.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
+    (tmp_path / "canary.gin").write_text("import canary_module")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    run = run_of(WIDTHS)
+    facts = dataclasses.replace(facts_of(run), gin_config=f"{run.text}\n{text}")
+    Ledger.create(str(tmp_path / "runs"), "s", facts).append(trial_of("s", candidate(4)))
+    assert StatusReader(tmp_path / "runs", "s").read().standing.finished == 1
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_configuration_that_cannot_be_read_here_costs_the_reference_only(tmp_path):
     facts = dataclasses.replace(facts_of(run_of(WIDTHS)), gin_config="no_such.thing = 1")
     ledger = Ledger.create(str(tmp_path), "s", facts)

@@ -21,6 +21,7 @@ from sweeps.objectives import objective
 from sweeps.study import export_study
 from sweeps.trial import Candidate, Measurement, Provenance, Reason, Trial
 from tests.sweeps.fakes import run_of
+from thesis.errors import ConfigError
 
 RUN = run_of(
     {
@@ -101,6 +102,21 @@ def test_a_study_holds_every_trial_as_the_search_tells_it(ledger, tmp_path):
     assert failed.state is TrialState.FAIL
     assert failed.params == {"channels": 8, "norm": "none"}
     assert "val_loss" not in failed.user_attrs
+
+
+def test_a_record_of_another_space_has_no_parameters_in_a_study(ledger, tmp_path):
+    odd = [{"channelz": 2}, {"channels": 77}, {"norm": 3.0}]
+    ledger.extend(dataclasses.replace(TRIALS[0], candidate=Candidate.of(v)) for v in odd)
+    assert export_study(ledger, tmp_path / "s.db") == 9
+    params = [t.params for t in loaded(tmp_path / "s.db").trials]
+    assert params.count({}) == 3
+
+
+def test_the_configuration_that_a_study_is_made_of_is_data(ledger, tmp_path):
+    ledger.facts = dataclasses.replace(ledger.facts, gin_config=f"{RUN.text}\ninclude 'x.gin'")
+    with pytest.raises(ConfigError, match="includes a file"):
+        export_study(ledger, tmp_path / "s.db")
+    assert not (tmp_path / "s.db").exists()
 
 
 def test_the_best_trials_of_a_study_are_the_front(ledger, tmp_path):

@@ -10,7 +10,7 @@ from thesis import from_ddsp
 from thesis import train as stage
 from thesis._ddsp import ddsp, tf
 from thesis.architecture import OUTPUT_GAIN
-from thesis.config import SpectralLoss, SynthConfig, TrainConfig, from_gin
+from thesis.config import OF_DDSP, SpectralLoss, SynthConfig, TrainConfig, from_gin
 from thesis.controls import Outputs, decoder_inputs
 from thesis.errors import ConfigError
 from thesis.losses import training_loss
@@ -41,6 +41,11 @@ def parsed(text):
     gin.parse_config(text)
     gin.finalize()
     return from_gin()
+
+
+def test_the_names_of_ddsp_that_are_known_without_it_are_those_that_it_has():
+    registered = [name for name, _ in gin.config._REGISTRY.items() if name.startswith("ddsp.")]
+    assert sorted(OF_DDSP) == sorted(registered)
 
 
 def test_the_chain_of_a_solo_instrument_is_this_project_s():
@@ -113,7 +118,16 @@ def test_the_chain_renders_what_ddsp_s_own_renders(monkeypatch, reverb):
         ("Reverb.trainable = False", "Reverb.trainable = False", "True"),
         ("Reverb.add_dry = False", "Reverb.add_dry = False", "True"),
         ("Reverb.reverb_length = 80000", "reverb_seconds = 5.0 is outside", "between 0 and 4"),
+        ("Reverb.reverb_length = 0", "reverb_length = 0 has no", "a whole number above 0"),
+        ("Reverb.reverb_length = 'x'", "reverb_length = 'x' has no", "a whole number above 0"),
+        ("Harmonic.sample_rate = 0", "sample_rate = 0 has no", "a whole number above 0"),
         ("Synth.processor_group = 3", "= 3 is no ProcessorGroup", "@processors.ProcessorGroup()"),
+        ("ProcessorGroup.dag = [('x',)]", "no processor with inputs", "a chain has one"),
+        ("ProcessorGroup.dag = [(3, ['x'])]", "no processor with inputs", "a chain has one"),
+        ("ProcessorGroup.dag = [('x', 3)]", "no processor with inputs", "a chain has one"),
+        ("ProcessorGroup.dag = [('x', [3])]", "no processor with inputs", "a chain has one"),
+        ("ProcessorGroup.dag = [('call', ['x'])]", "'call' of the chain", "a chain has one"),
+        ("ProcessorGroup.dag = [('no', ['x'])]", "'no' of the chain", "a chain has one"),
     ],
 )
 def test_a_setting_without_counterpart_is_one_error(line, message, hint):
@@ -200,6 +214,8 @@ def test_every_setting_of_ddsp_s_loss_has_its_place():
         ("SpectralLoss.mag_weight = 'much'", "mag_weight = 'much' is no number"),
         ("SpectralLoss.fft_sizes = (512, 2)", "fft_sizes"),
         ("SpectralLoss.fft_sizes = ()", "fft_sizes"),
+        ("SpectralLoss.fft_sizes = (512, 1000000000000)", "fft_sizes"),
+        (f"SpectralLoss.fft_sizes = ({'8,' * 33})", "fft_sizes"),
         ("train.losses = (@losses.SpectralLoss,)", "no SpectralLoss"),
         ("train.losses = (@losses.FilteredNoiseConsistencyLoss(),)", "no SpectralLoss"),
         ("train.losses = @losses.SpectralLoss()", "has the wrong type"),
