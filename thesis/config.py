@@ -720,5 +720,6 @@ def made_by_gin(make: Callable[[], T]) -> T:
     try:
         return make()
     except UserError as error:
-        (_, original, *_) = type(error).__mro__
+        # A look-alike of a look-alike, where one function of gin's was called by another.
+        original = next(kind for kind in type(error).__mro__ if "__getattr__" not in vars(kind))
         raise original(error.message, hint=error.hint) from None

@@ -83,7 +83,8 @@ def reverb_seconds(processor_group: Any, n_noise_bands: int) -> float:
     _check(noise, "scale_fn", _is_exp_sigmoid(noise.scale_fn), "@core.exp_sigmoid")
     _check(noise, "initial_bias", noise.initial_bias == NOISE_BIAS, f"{NOISE_BIAS:g}")
     taps = 2 * (n_noise_bands - 1)
-    whole = noise.window_size <= 0 or noise.window_size >= taps
+    size = noise.window_size
+    whole = isinstance(size, int) and (size <= 0 or size >= taps)
     _check(noise, "window_size", whole, f"0, or {taps} and more for {n_noise_bands} bands")
     if reverb is None:
         return 0.0
@@ -110,7 +111,10 @@ def _is_count(value: Any) -> bool:
 def _is_exp_sigmoid(scale_fn: Any) -> bool:
     """Whether a function of gin's, which may have settings of its own, is ddsp's default."""
     x = np.linspace(-10.0, 10.0, 41, dtype=np.float32)
-    return callable(scale_fn) and np.allclose(scale_fn(x), ddsp.core.exp_sigmoid(x), rtol=1e-5)
+    try:
+        return np.allclose(scale_fn(x), ddsp.core.exp_sigmoid(x), rtol=1e-5)
+    except Exception:  # whatever it is, it is no function of one tensor
+        return False
 
 
 def spectral_loss(loss: Any) -> SpectralLoss:

@@ -6,6 +6,7 @@ import pickle
 
 import gin
 import pytest
+from gin.utils import augment_exception_message_and_reraise
 
 from thesis.config import (
     CONFIGS,
@@ -18,6 +19,7 @@ from thesis.config import (
     SynthConfig,
     TrainConfig,
     from_gin,
+    made_by_gin,
     stages_of,
 )
 from thesis.errors import BundleError, ConfigError, ExportError, UserError
@@ -192,3 +194,19 @@ def test_without_a_reverb_its_decay_makes_no_difference(seconds, inactive):
     synth = SynthConfig(reverb_seconds=seconds, reverb_decay_seconds=0.5)
     config = ModelConfig(DilatedConvStackConfig(), synth, TrainConfig(), MeasureConfig())
     assert {name for name in config.inactive_parameters() if "Synth" in name} == inactive
+
+
+def test_an_error_that_passed_two_of_gin_s_wrappers_is_as_it_was():
+    def make():
+        try:
+            try:
+                raise ConfigError("what", hint="why")
+            except ConfigError as error:
+                augment_exception_message_and_reraise(error, " in one")
+        except ConfigError as error:
+            augment_exception_message_and_reraise(error, " in another")
+
+    with pytest.raises(ConfigError) as caught:
+        made_by_gin(make)
+    assert type(caught.value) is ConfigError
+    assert (str(caught.value), caught.value.hint) == ("what", "why")

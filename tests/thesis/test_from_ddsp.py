@@ -110,6 +110,9 @@ def test_the_chain_renders_what_ddsp_s_own_renders(monkeypatch, reverb):
     [
         ("Harmonic.scale_fn = @core.sym_exp_sigmoid", "Harmonic.scale_fn", "@core.exp_sigmoid"),
         ("Harmonic.scale_fn = None", "Harmonic.scale_fn = None", "@core.exp_sigmoid"),
+        ("Harmonic.scale_fn = @RnnFc", "Harmonic.scale_fn", "@core.exp_sigmoid"),
+        ("exp_sigmoid.exponent = 'x'", "Harmonic.scale_fn", "@core.exp_sigmoid"),
+        ("FilteredNoise.window_size = None", "window_size = None", "0, or 128 and more for 65"),
         ("exp_sigmoid.max_value = 1.0", "Harmonic.scale_fn", "@core.exp_sigmoid"),
         ("Harmonic.amp_resample_method = 'linear'", "amp_resample_method = 'linear'", "'window'"),
         ("Harmonic.normalize_below_nyquist = False", "normalize_below_nyquist", "True"),
