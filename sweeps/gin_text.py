@@ -39,7 +39,7 @@ _MAX_FILES = 100
 _MAX_DEPTH = 24
 """Levels of brackets and of references in each other. gin takes some eight calls for one."""
 _MAX_VALUES = 100_000
-"""Values of a parameter when all that it refers to is in place."""
+"""Values of all parameters when all that they refer to is in place."""
 _OBJECT_COST = 1_000
 """In values: what a reference makes takes as long as so many of them."""
 _MAX_STRINGS = 256
@@ -455,14 +455,17 @@ def _check_size(bindings: Mapping[Key, Any]) -> None:
 
     def within(size: int, levels: int) -> tuple[int, int]:
         if size > _MAX_VALUES or levels > _MAX_DEPTH:
-            what = "nested too deeply" if levels > _MAX_DEPTH else "too large"
-            raise ConfigError(f"gin: a value is {what}", hint="look at what refers to what")
+            what = "is nested too deeply" if levels > _MAX_DEPTH else "comes to too many values"
+            raise ConfigError(f"gin: what is bound {what}", hint="look at what refers to what")
         return size, levels
 
+    total = 0
     with refusing():
         for owner, values in bound.items():
-            for value in values:
-                look(value, (owner,))
+            sizes = [look(value, (owner,))[0] for value in values]
+            if not owner.startswith("%"):  # a macro comes to nothing where nothing names it
+                total += sum(sizes)
+        within(total, 0)
 
 
 def _override(override: str) -> tuple[Key, Any]:

@@ -228,8 +228,15 @@ def test_ddsp_is_named_only_where_it_is_imported():
         ("RnnFc.channels = %A\nA = [@thesis.config.RnnFc()]", "refers to itself"),
         ("A300 = 1\n" + "".join(f"A{i} = %A{i + 1}\n" for i in range(300)), "nested too deeply"),
         ("".join(f"A{i} = %A{i + 1}\n" for i in reversed(range(300))), "nested too deeply"),
-        ("A9 = 1\n" + "".join(f"A{i} = ({f'%A{i + 1},' * 9})\n" for i in range(9)), "too large"),
-        (f"train.losses = ({'@RnnFc(),' * 200})", "too large"),
+        (
+            "A9 = 1\n" + "".join(f"A{i} = ({f'%A{i + 1},' * 9})\n" for i in range(9)),
+            "too many values",
+        ),
+        (f"train.losses = ({'@RnnFc(),' * 200})", "too many values"),
+        (
+            f"A = ({'1,' * 90_000})\n" + "".join(f"search_space.a{i} = %A\n" for i in range(2)),
+            "too many values",
+        ),
         (f"train.steps = {'(' * 10_000}1{')' * 10_000}", "nested too deeply"),
         (f"train.losses = {'[' * 100}1{']' * 100}", "nested too deeply"),
         (f"train.losses = {'{' * 50}", ""),
