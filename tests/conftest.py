@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import tempfile
 from pathlib import Path
 from threading import Thread
@@ -188,3 +189,13 @@ def s3():
         bucket.create_dir("bucket")
         yield lambda folder: f"s3://bucket/{folder}?{options}"
     server.stop()
+
+
+@pytest.fixture
+def canary(tmp_path, monkeypatch):
+    """The file that 'canary_module', which can be imported, leaves when it is."""
+    left = tmp_path / "canary_ran"
+    (tmp_path / "canary_module.py").write_text(f"open({str(left)!r}, 'w').close()")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "canary_module", raising=False)
+    return left

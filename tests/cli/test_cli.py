@@ -628,11 +628,8 @@ ODD = "\x1b[2J\x1b]0;mine\x07[/x][red]\n\u202e\x9b"
 
 
 @pytest.fixture
-def strange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, list[Trial]]:
-    """A stranger's storage, and its trials: a module that it imports would leave a file `ran`."""
-    code = f"open({str(tmp_path / 'ran')!r}, 'w').close()"
-    (tmp_path / "canary_module.py").write_text(code)
-    monkeypatch.syspath_prepend(tmp_path)
+def strange(tmp_path: Path, canary: Path) -> tuple[str, list[Trial]]:
+    """A stranger's storage, and its trials. What is stored imports the canary."""
     data = make_dataset(tmp_path / "data")
     facts = SweepFacts(
         name="strange",
@@ -663,9 +660,9 @@ def strange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, list[
     return str(tmp_path / "runs"), trials
 
 
-def assert_nothing_acted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
+def assert_nothing_acted(canary: Path, capsys: pytest.CaptureFixture[str]) -> str:
     out, err = capsys.readouterr()
-    assert not (tmp_path / "ran").exists()
+    assert not canary.exists()
     assert all(c.isprintable() or c == "\n" for c in out + err)
     assert "Traceback" not in err
     return out + err
@@ -687,6 +684,7 @@ def assert_nothing_acted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 )
 def test_looking_at_a_stranger_s_sweep_runs_nothing_of_it(
     strange: tuple[str, list[Trial]],
+    canary: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -694,17 +692,17 @@ def test_looking_at_a_stranger_s_sweep_runs_nothing_of_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert run(*arguments, "--storage", strange[0]) == 0
-    assert_nothing_acted(tmp_path, capsys)
+    assert_nothing_acted(canary, capsys)
 
 
 def test_what_a_stranger_wrote_is_spelled_out(
-    strange: tuple[str, list[Trial]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    strange: tuple[str, list[Trial]], canary: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     storage, trials = strange
     for each in trials:
         for options in ([], ["--gin"], ["--json"]):
             assert run("show", each.id, *options, "--storage", storage) == 0
-            said = assert_nothing_acted(tmp_path, capsys)
+            said = assert_nothing_acted(canary, capsys)
             if "--json" not in options:
                 assert r"h\x1b[2J\x1b]0;mine\x07[/x][red]\n\u202e\x9b" in said
 
@@ -725,6 +723,7 @@ def test_what_a_stranger_wrote_is_spelled_out(
 )
 def test_what_needs_a_stranger_s_configuration_is_one_error(
     strange: tuple[str, list[Trial]],
+    canary: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -732,7 +731,7 @@ def test_what_needs_a_stranger_s_configuration_is_one_error(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert run(*arguments, "--storage", strange[0]) == 1
-    lines = assert_nothing_acted(tmp_path, capsys).splitlines()
+    lines = assert_nothing_acted(canary, capsys).splitlines()
     assert [line.partition(":")[0] for line in lines] == ["error", "hint"]
     assert "'canary_module' is imported" in lines[0]
     assert not (tmp_path / "study.db").exists()

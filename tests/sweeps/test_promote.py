@@ -76,17 +76,13 @@ def spoiled(storage, trial, dataset, small_run, completed, tmp_path):
 # --- A stranger's record ---
 
 
-def test_the_configuration_of_a_record_is_data(
-    storage, trial, dataset, small_run, tmp_path, monkeypatch
-):
-    (tmp_path / "canary_module.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
-    monkeypatch.syspath_prepend(tmp_path)
+def test_the_configuration_of_a_record_is_data(trial, dataset, small_run, tmp_path, canary):
     text = f"import canary_module\n{trial.provenance.gin_config}"
     ledger = make_ledger(tmp_path / "runs", dataset, small_run)
     ledger.append(replace(trial, provenance=replace(trial.provenance, gin_config=text)))
     with pytest.raises(ConfigError, match="'canary_module' is imported"):
         promote(str(tmp_path / "runs"), trial.id, tmp_path / "bundle")
-    assert not (tmp_path / "ran").exists()
+    assert not canary.exists()
     assert not (tmp_path / "bundle").exists()
 
 

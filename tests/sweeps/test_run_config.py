@@ -327,15 +327,13 @@ def test_a_file_that_cannot_be_used_is_one_line_with_a_hint(run_of, text):
     assert_one_line_with_hint(caught.value)
 
 
-def test_a_run_file_acts_no_more_than_a_stored_text_does(run_of, tmp_path, monkeypatch):
-    (tmp_path / "canary_module.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
-    monkeypatch.syspath_prepend(tmp_path)
+def test_a_run_file_acts_no_more_than_a_stored_text_does(run_of, tmp_path, canary):
     (tmp_path / "more.gin").write_text("import canary_module")
     for text in ("import canary_module", "include 'more.gin'"):
         with pytest.raises(ConfigError, match="'canary_module' is imported") as caught:
             run_of(SMALLEST + text)
         assert_one_line_with_hint(caught.value)
-    assert not (tmp_path / "ran").exists()
+    assert not canary.exists()
 
 
 @pytest.mark.parametrize(

@@ -505,15 +505,13 @@ def test_what_is_no_candidate_here_is_skipped_and_counted(tmp_path):
         assert why in known_from(ledger, run_config, "f" * 64)[1]
 
 
-def test_the_configuration_of_another_sweep_is_data(tmp_path, monkeypatch):
-    (tmp_path / "canary_module.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
-    monkeypatch.syspath_prepend(tmp_path)
+def test_the_configuration_of_another_sweep_is_data(tmp_path, canary):
     ledger = other_sweep(tmp_path, WIDTHS, "train.steps = 3")
     text = f"import canary_module\n{ledger.facts.gin_config}"
     ledger.facts = dataclasses.replace(ledger.facts, gin_config=text)
     with pytest.raises(ConfigError, match="'canary_module' is imported"):
         known_from(ledger, run_of(WIDTHS), "f" * 64)
-    assert not (tmp_path / "ran").exists()
+    assert not canary.exists()
 
 
 def test_a_trial_whose_values_its_own_sweep_cannot_have_is_skipped(tmp_path):

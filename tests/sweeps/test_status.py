@@ -204,16 +204,14 @@ def test_a_space_without_the_baseline_has_none_in_the_facts(tmp_path):
 @pytest.mark.parametrize(
     "text", ["import canary_module", "include 'canary.gin'", "train.steps = ("]
 )
-def test_the_configuration_of_an_older_release_is_data(tmp_path, monkeypatch, text):
-    (tmp_path / "canary_module.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
+def test_the_configuration_of_an_older_release_is_data(tmp_path, monkeypatch, canary, text):
     (tmp_path / "canary.gin").write_text("import canary_module")
-    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     run = run_of(WIDTHS)
     facts = dataclasses.replace(facts_of(run), gin_config=f"{run.text}\n{text}")
     Ledger.create(str(tmp_path / "runs"), "s", facts).append(trial_of("s", candidate(4)))
     assert StatusReader(tmp_path / "runs", "s").read().standing.finished == 1
-    assert not (tmp_path / "ran").exists()
+    assert not canary.exists()
 
 
 def test_a_configuration_that_cannot_be_read_here_costs_the_reference_only(tmp_path):
