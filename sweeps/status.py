@@ -115,9 +115,13 @@ class StatusReader:
             objectives, baseline = tuple(map(objective, facts.objectives)), None
         else:
             objectives, baseline = limited_objectives(run.sweep), run.space.baseline()
-        self._standing = Standing(objectives, baseline=baseline.id if baseline else None)
-        self._tail = Tail(self._ledger, objectives)
+        self._objectives, self._baseline = objectives, baseline.id if baseline else None
+        self._begin()
         self._lease = LeaseWatch(self._ledger.location, sweep)
+
+    def _begin(self) -> None:
+        self._standing = Standing(self._objectives, baseline=self._baseline)
+        self._tail = Tail(self._ledger, self._objectives)
 
     def read(self) -> SweepStatus:
         """Returns where the sweep stands now.
@@ -128,6 +132,9 @@ class StatusReader:
         # What a launch asks for may have changed.
         self._ledger = Ledger.open(self._ledger.location, self._ledger.name)
         started = self._tail.read(self._standing.add)
+        if self._tail.outdated:
+            self._begin()
+            started = self._tail.read(self._standing.add)
         return SweepStatus(
             sweep=self._ledger.name,
             asked=self._ledger.facts.trials_asked,
