@@ -11,8 +11,6 @@ from tests.sweeps.fakes import make_dataset
 from thesis.data import load_facts
 from thesis.errors import DatasetError
 
-FINGERPRINT = "a" * 64
-
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
@@ -21,16 +19,19 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def ledger(tmp_path):
-    facts = SweepFacts(
-        name="s", gin_config="", dataset_fingerprint=FINGERPRINT, objectives=("val_loss", "rtf")
-    )
-    return Ledger.create(tmp_path / "runs", "s", facts)
+def dataset(tmp_path):
+    return make_dataset(tmp_path / "data")
 
 
 @pytest.fixture
-def dataset(tmp_path):
-    return make_dataset(tmp_path / "data", FINGERPRINT)
+def ledger(tmp_path, dataset):
+    facts = SweepFacts(
+        name="s",
+        gin_config="",
+        dataset_fingerprint=load_facts(dataset).fingerprint,
+        objectives=("val_loss", "rtf"),
+    )
+    return Ledger.create(tmp_path / "runs", "s", facts)
 
 
 def test_a_dataset_that_is_here_is_used_where_it_is(ledger, dataset, cache):
@@ -45,7 +46,7 @@ def test_a_dataset_that_is_not_here_is_an_error_that_names_the_machine(ledger, t
 
 
 def test_another_dataset_under_the_same_path_is_not_taken_for_it(ledger, tmp_path):
-    other = make_dataset(tmp_path / "other", "b" * 64)
+    other = make_dataset(tmp_path / "other", seed=1)
     with pytest.raises(DatasetError, match="or is another one there"):
         dataset_here(ledger, other)
 
@@ -73,4 +74,4 @@ def test_several_workers_of_a_machine_may_fetch_at_once(ledger, dataset, cache):
     with ThreadPoolExecutor(8) as pool:
         found = set(pool.map(lambda _: dataset_here(ledger, dataset), range(8)))
     assert len(found) == 1
-    assert [folder.name for folder in cache.iterdir()] == [FINGERPRINT]
+    assert [folder.name for folder in cache.iterdir()] == [ledger.facts.dataset_fingerprint]
