@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from sweeps.config import RunConfig
     from sweeps.objectives import Limit
+    from sweeps.plan import Plan
     from sweeps.space import SearchSpace
     from thesis.data import Dataset
 
@@ -143,7 +144,7 @@ def _describe(dataset: "Dataset") -> None:
 def _launch(options: argparse.Namespace) -> None:
     run = _run_to_launch(options)
     if options.dry_run:
-        _print_plan(run, options)
+        _print_plan(_plan(run, options, cpus_here=len(os.sched_getaffinity(0))), run, options)
         return
     from sweeps.launch import launch
     from sweeps.progress import SweepProgress
@@ -169,6 +170,7 @@ def _launch(options: argparse.Namespace) -> None:
     _say(report.summary())
     if report.interrupted:
         raise KeyboardInterrupt
+    report.check()
     _say(f"next: sweeps front {options.name}{_storage_flag(options)}")
 
 
@@ -190,6 +192,24 @@ def _run_to_launch(options: argparse.Namespace) -> "RunConfig":
     return load_run(find_run(options.run or DEFAULT_RUN), options.set)
 
 
+def _plan(run: "RunConfig", options: argparse.Namespace, *, cpus_here: int) -> "Plan":
+    """Returns what a launch would do; raises what it would raise before anything starts."""
+    from sweeps.plan import plan
+
+    return plan(
+        options.name,
+        run,
+        dataset=options.data,
+        trials=options.trials,
+        storage=options.storage,
+        warm_start=options.warm_start,
+        ship=options.ship,
+        log=options.log,
+        cpus_per_trial=options.cpus_per_trial,
+        cpus_here=None if options.address else cpus_here,
+    )
+
+
 def _size(space: "SearchSpace") -> str:
     """Returns how many candidates there are; only a bound where telling them apart takes long."""
     if space.n_settings is None:
@@ -199,11 +219,9 @@ def _size(space: "SearchSpace") -> str:
     return f"{sum(1 for _ in space.candidates() or ()):,} distinct"
 
 
-def _print_plan(run: "RunConfig", options: argparse.Namespace) -> None:
+def _print_plan(plan: "Plan", run: "RunConfig", options: argparse.Namespace) -> None:
     from sweeps.tables import print_table
-    from thesis.data import load_facts
 
-    facts = load_facts(options.data)
     print_table(["axis", "values"], [[axis.binding, str(axis.domain)] for axis in run.space.axes])
     print(f"\ncandidates: {_size(run.space)}; objectives: {', '.join(run.sweep.objectives)}")
     print(f"sampler: {run.sweep.sampler}, seed {run.sweep.seed}; stopping: {run.sweep.stopping}")
@@ -215,7 +233,7 @@ def _print_plan(run: "RunConfig", options: argparse.Namespace) -> None:
         f"resources: {options.cpus_per_trial:g} CPU a trial, {len(os.sched_getaffinity(0))} here, "
         + (f"cluster {options.address}" if options.address else "local cluster")
     )
-    print(f"data: {options.data}, {facts.n_train} + {facts.n_validation} clips")
+    print(f"data: {options.data}, {plan.data.n_train} + {plan.data.n_validation} clips")
     print(f"storage: {options.storage}\n\n{run.text}")
 
 
@@ -233,7 +251,8 @@ def _slurm(options: argparse.Namespace) -> None:
             f"a trial asks for {launch.cpus_per_trial:g} CPUs, a node has {options.cpus_per_node}",
             hint="raise --cpus-per-node, or lower --cpus-per-trial",
         )
-    _run_to_launch(launch)  # what is wrong with it, is said now and not when the job's turn comes
+    # What is wrong with it is said now, and not when the job's turn comes.
+    _plan(_run_to_launch(launch), launch, cpus_here=options.cpus_per_node)
     job = SlurmJob(
         launch.name,
         ("sweeps", "launch", *options.launch),
@@ -429,6 +448,25 @@ def _check_figure(path: Path) -> None:
         raise BenchError(f"cannot draw '{path}'", hint="it ends in .png, in a folder that is there")
 
 
+def _retry(options: argparse.Namespace) -> None:
+    from sweeps.ledger import Ledger
+
+    ledger = Ledger.open(options.storage, options.sweep)
+    forgotten = ledger.forget(waiting=lambda line: _say(f"warning: {line}"))
+    if not forgotten:
+        print(f"no trial of '{options.sweep}' has failed")
+        return
+    reasons = ", ".join(
+        f"{count} {reason.name.lower().replace('_', ' ')}"
+        for reason, count in forgotten.most_common()
+    )
+    print(
+        f"{forgotten.total()} failed trials of '{options.sweep}' are off the books ({reasons}); "
+        f"their records are kept in {ledger.location.show(f'{options.sweep}/forgotten')}"
+    )
+    _say(f"next: sweeps launch --name {options.sweep}{_storage_flag(options)}")
+
+
 def _ledger_export(options: argparse.Namespace) -> None:
     from sweeps.ledger import Ledger
 
@@ -576,6 +614,13 @@ def _parser() -> argparse.ArgumentParser:
         "sweeps bench bundles/tiny bundles/full --blocks 256 1024",
         "sweeps bench bundles/tiny --runtimes all --quantise all --data datasets/cello",
         "sweeps bench bundles/tiny --figure bench.png --json > bench.json"))  # fmt: skip
+    retry = add("retry", _retry, "have the next launch try failed trials again",
+        "sweeps retry cello --failed",
+        "sweeps launch --name cello")  # fmt: skip
+    retry.add_argument("sweep", metavar="NAME", help="of the sweep")
+    retry.add_argument("--failed", action="store_true", required=True,
+        help="forget its failed trials; their records are kept beside the others")  # fmt: skip
+    _add_storage(retry)
     ledger = add("ledger", None, "keep a sweep's records, and read them elsewhere",
         "sweeps ledger export cello --parquet cello.parquet",
         "sweeps ledger compact cello")  # fmt: skip

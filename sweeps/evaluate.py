@@ -365,12 +365,31 @@ def _cause(error: Exception) -> tuple[Reason, str]:
     """Returns the reason that an exception stands for, and its own words."""
     from thesis.train import DivergedError
 
-    words = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     if isinstance(error, DivergedError):
         return Reason.DIVERGED, str(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
-        return Reason.OUT_OF_MEMORY, words
-    return Reason.ERROR, words
+        return Reason.OUT_OF_MEMORY, in_a_line(error)
+    return Reason.ERROR, in_a_line(error)
+
+
+def in_a_line(error: BaseException) -> str:
+    """Returns an exception with the place that raised it: 'ValueError: no (train.py, line 7)'.
+
+    Errors for users say where they are at home themselves.
+    """
+    traceback = None if isinstance(error, UserError) else error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    place = ""
+    if traceback is not None:
+        file = Path(traceback.tb_frame.f_code.co_filename).name
+        place = f" ({file}, line {traceback.tb_lineno})"
+    words = " ".join(str(error).split())  # of TensorFlow's, pages of them
+    return f"{type(error).__name__}: {words[:_MOST_WORDS]}{place}"
+
+
+_MOST_WORDS = 300
+"""Characters of an exception's message that a record keeps."""
 
 
 def blame_full_disk(error: Exception, workdir: Path) -> None:

@@ -171,16 +171,35 @@ class Ledger:
           SweepError: The name will not do, or a different sweep has it.
           LedgerError: The storage cannot be used.
         """
-        check_name(sweep)
-        if facts.name != sweep:
-            raise ValueError(f"facts of {facts.name!r} given for sweep {sweep!r}")
-        location = Location.of(storage)
+        location = cls.planned(storage, sweep, facts).location
         location.make_folder(sweep)
         if location.put(_facts(sweep), facts.to_json().encode()):
             return cls(location, facts)
         ledger = cls.open(location, sweep)
         ledger._continue_with(facts)
         return ledger
+
+    @classmethod
+    def planned(cls, storage: str | Path | Location, sweep: str, facts: SweepFacts) -> "Ledger":
+        """Returns what `create` would, and writes nothing: there may be no such sweep yet.
+
+        Raises:
+          SweepError, LedgerError: As `create`, as far as that can be seen from what is there.
+        """
+        check_name(sweep)
+        if facts.name != sweep:
+            raise ValueError(f"facts of {facts.name!r} given for sweep {sweep!r}")
+        location = Location.of(storage)
+        if not location.exists(_facts(sweep)):
+            return cls(location, facts)
+        ledger = cls.open(location, sweep)
+        ledger._check_same(facts)
+        return ledger
+
+    @property
+    def is_made(self) -> bool:
+        """Whether the sweep is there, and not only planned."""
+        return self.location.exists(_facts(self.name))
 
     @classmethod
     def open(cls, storage: str | Path | Location, sweep: str) -> "Ledger":
@@ -561,7 +580,7 @@ class Ledger:
 
     def _put_version(self, place: str, folder: Path) -> str:
         before, version = self._version(place), uuid.uuid4().hex
-        self._check_there()
+        self.check_there()
         self.location.copy_in(folder, f"{place}/{version}")
         self._put(_complete(place), json.dumps({"folder": version}).encode(), replace=True)
         if before is not None:
@@ -585,10 +604,10 @@ class Ledger:
             return None
 
     def _put(self, name: str, data: bytes, *, replace: bool = False) -> bool:
-        self._check_there()
+        self.check_there()
         return self.location.put(name, data, replace=replace)
 
-    def _check_there(self) -> None:
+    def check_there(self) -> None:
         """Raises LedgerError where the sweep is gone: nothing is written in place of a mount."""
         if not self.location.exists(_facts(self.name)):
             raise LedgerError(
@@ -603,6 +622,16 @@ class Ledger:
 
     def _continue_with(self, facts: SweepFacts) -> None:
         """Brings the facts that do not define the sweep up to date."""
+        self._check_same(facts)
+        current = dataclasses.replace(
+            self.facts, dataset_path=facts.dataset_path, trials_asked=facts.trials_asked
+        )
+        if current.to_json() != self.facts.to_json():
+            self.location.put(_facts(self.name), current.to_json().encode(), replace=True)
+            self.facts = current
+
+    def _check_same(self, facts: SweepFacts) -> None:
+        """Raises SweepError where facts are those of another sweep."""
         difference = self.facts.difference(facts)
         if difference:
             raise SweepError(
@@ -610,12 +639,6 @@ class Ledger:
                 hint="to continue it as it was started, leave out the run file, --set and --data; "
                 "for what is here, take another --name",
             )
-        current = dataclasses.replace(
-            self.facts, dataset_path=facts.dataset_path, trials_asked=facts.trials_asked
-        )
-        if current.to_json() != self.facts.to_json():
-            self.location.put(_facts(self.name), current.to_json().encode(), replace=True)
-            self.facts = current
 
     def _batch(self, columns: Sequence[str], parts: Sequence["_Part"]) -> Batch:
         """Reads some columns of what counts of some files.

@@ -393,8 +393,9 @@ def failed(task, tmp_path, measure, reason):
     return trial
 
 
-def test_a_loss_that_becomes_nan_is_a_reason(dataset, task_of, measure, tmp_path):
+def test_a_loss_that_becomes_nan_is_a_reason(dataset, task_of, measure, tmp_path, monkeypatch):
     nan = np.full_like(dataset.clips("train").audio[0], np.nan)
+    monkeypatch.setattr("thesis.data._in_range", lambda *_: True)  # no dataset has such clips
     broken = copy_with(dataset, tmp_path / "data", audio=nan)
     trial = failed(task_of(path=broken.path), tmp_path, measure, Reason.DIVERGED)
     assert "step 1" in trial.detail
@@ -565,7 +566,7 @@ def test_a_full_disk_is_not_the_candidate_s_fault(task_of, measure, tmp_path, mo
 def test_an_unexpected_error_is_recorded_with_its_message(task_of, measure, tmp_path, monkeypatch):
     monkeypatch.setattr("thesis.train.train", raising(ValueError("no such\nluck")))
     trial = failed(task_of(), tmp_path, measure, Reason.ERROR)
-    assert trial.detail == "ValueError: no such"
+    assert trial.detail.startswith("ValueError: no such luck (test_evaluate.py, line ")
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
