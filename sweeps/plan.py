@@ -100,6 +100,7 @@ def plan(
         load(function)
     location = Location.of(storage)
     _check_writable(location, name)
+    dataset = str(Path(dataset).absolute())
     data = _dataset_facts(location, name, dataset, ship=ship)
     facts = SweepFacts(
         name=name,
@@ -115,7 +116,7 @@ def plan(
     known, told = list[Trial](), ""
     if warm_start:
         known, told = known_from(Ledger.open(location, warm_start), run, data.fingerprint)
-    return Plan(facts, ledger, data, str(Path(dataset).absolute()), tuple(known), told)
+    return Plan(facts, ledger, data, dataset, tuple(known), told)
 
 
 def _dataset_facts(location: Location, sweep: str, dataset: str, *, ship: bool) -> DatasetFacts:
