@@ -9,7 +9,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +25,7 @@ from sweeps.trial import PROJECT, Candidate, Measurement, Provenance, Reason, Tr
 from thesis.config import MeasureConfig, ModelConfig
 from thesis.data import Clips, Dataset, Split, load_dataset
 from thesis.errors import ExportError, UserError
+from thesis.typed_json import build, parse_object
 
 if TYPE_CHECKING:
     from thesis.build import Model
@@ -263,17 +264,25 @@ class _History:
 
     @classmethod
     def read(cls, file: Path) -> "_History":
-        """Returns what another worker has left, if one has."""
-        if not file.exists():
+        """Returns what another worker has left, if one has; nothing where that is damaged."""
+        try:
+            kept = build(_KeptHistory, parse_object(file.read_bytes()))
+            return cls({int(step): loss for step, loss in kept.curve.items()}, kept.train_seconds)
+        except (FileNotFoundError, ValueError):
             return cls()
-        values = json.loads(file.read_text())
-        curve = {int(step): loss for step, loss in values["curve"].items()}
-        return cls(curve, values["train_seconds"])
 
     def write(self, file: Path) -> None:
         whole = file.with_suffix(".new")
         whole.write_text(json.dumps(asdict(self)))
         whole.replace(file)
+
+
+@dataclass(frozen=True)
+class _KeptHistory:
+    """A history as JSON has it: no object of its has numbers for names."""
+
+    curve: Mapping[str, float]
+    train_seconds: float
 
 
 def _rung_loss(record: _Record, model: "Model") -> float:

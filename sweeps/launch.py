@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from ray import tune
+from ray._private import worker
 from ray.air.execution._internal import RayActorManager
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.tune.execution import tune_controller
@@ -36,6 +37,7 @@ from sweeps.cluster import CLIENT, Slots, alive_nodes, check_fits, check_nodes, 
 from sweeps.config import RunConfig
 from sweeps.driver import Budget, Driver, Wishes
 from sweeps.errors import LedgerError, SweepError
+from sweeps.last_words import last_words
 from sweeps.lease import leased
 from sweeps.ledger import Ledger
 from sweeps.loggers import Loggers
@@ -478,6 +480,8 @@ def _loss(error: Exception) -> tuple[str, Reason | None]:
     cause = (told or [last])[0].partition(" Some common causes")[0].strip()
     if told or "OOM" in cause:
         return cause, Reason.OUT_OF_MEMORY
+    node = worker._global_node
+    cause = (last_words(Path(node.get_logs_dir_path()), said) if node else "") or cause
     return cause, None if "its node has died" in said else Reason.CRASHED
 
 
