@@ -9,7 +9,8 @@ all of them. So crashes are held against a launch as long as nothing works in it
   one of them may. One candidate never is.
 - Whatever has got further than those that crashed speaks for the launch. Who asks waits for what
   still runs.
-- A trial that completes, or that is stopped at a rung, settles it: the launch works.
+- A trial that completes, or that is stopped at a rung, settles it: the launch works. So does who
+  launches with `--keep-going`.
 """
 
 import re

@@ -164,6 +164,7 @@ def _launch(options: argparse.Namespace) -> None:
             cpus_per_trial=options.cpus_per_trial,
             gpus_per_trial=options.gpus_per_trial,
             max_concurrent=options.max_concurrent,
+            keep_going=options.keep_going,
             log=options.log,
             on_event=progress,
         )
@@ -685,6 +686,7 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
     add("--cpus-per-trial", type=float, default=1.0, metavar="N", help="default: 1")
     add("--gpus-per-trial", type=float, default=0.0, metavar="N", help="default: 0")
     add("--max-concurrent", type=_positive, metavar="N", help="trials at a time at the most")
+    add("--keep-going", action="store_true", help="even where all trials crash alike")
     add("--log", nargs="+", default=[], metavar="L", help="also to wandb, mlflow, tensorboard")
     add("--dry-run", action="store_true", help="show axes, budget, resources and resolved gin")
     _add_storage(parser)

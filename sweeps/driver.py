@@ -119,6 +119,7 @@ class Driver:
         lost: Callable[[], SweepError | None],
         wishes: Wishes,
         on_event: Listener,
+        keep_going: bool = False,
     ) -> None:
         self.shared = shared
         self.recorded: list[Trial] = []
@@ -146,6 +147,8 @@ class Driver:
         }
         self._again: deque[Attempt] = deque()
         self._breaker = Breaker()
+        if keep_going:  # whoever says so knows it for a fault of the candidates
+            self._breaker.worked()
         self._crashed: list[Trial] = []
         self._suspects: set[Candidate] = set()
         self.on_event = on_event
@@ -365,7 +368,7 @@ class Driver:
         """Records what crashed when something works; ends the launch when all trials crash."""
         if self._breaker.works:
             self._record_crashed()
-        elif not self._running and (fault := self._breaker.fault):
+        elif not (self._running or self.failure) and (fault := self._breaker.fault):
             self._forgive()
             self.failed(_all_crash(fault))
 
@@ -452,7 +455,8 @@ def _all_crash(fault: Fault) -> SweepError:
     cause = " ".join(fault.cause.split())[:_MOST_SAID]
     return SweepError(
         f"{happens}, {fault.candidates} so far: {cause}",
-        hint=f"{mend}, and launch again; none of them is on record, so all are tried again",
+        hint=f"{mend}, and launch again: none of them is on record, all are tried again; or with "
+        "--keep-going, if it is their own fault",
     )
 
 

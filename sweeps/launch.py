@@ -122,6 +122,7 @@ def launch(
     cpus_per_trial: float = 1,
     gpus_per_trial: float = 0,
     max_concurrent: int | None = None,
+    keep_going: bool = False,
     log: Sequence[str] = (),
     on_event: Listener = silent,
     wishes: Wishes | None = None,
@@ -153,6 +154,7 @@ def launch(
       cpus_per_trial: CPUs that a trial claims; its thread pools are sized to match.
       gpus_per_trial: GPUs that it claims.
       max_concurrent: Trials at a time at the most; None runs as many as the CPUs allow.
+      keep_going: Do not end where all trials crash alike: it is the candidates' own fault.
       log: What to log to as well: 'wandb', 'mlflow', 'tensorboard'; see `sweeps.loggers`.
       on_event: Is told what happens, in this thread.
       wishes: How another thread drains or stops the launch; signals do it in the main thread.
@@ -185,6 +187,7 @@ def launch(
             cpus_per_trial=cpus_per_trial,
             gpus_per_trial=gpus_per_trial,
             max_concurrent=max_concurrent,
+            keep_going=keep_going,
             log=log,
             evaluator=evaluator,
             measurer=measurer,
@@ -255,6 +258,7 @@ def launch(
             lost=lost,
             wishes=wishes,
             on_event=loggers,
+            keep_going=keep_going,
         )
         _run(driver, address, ship, scratch, loggers)
     # A worker that was stopped may have recorded a trial that the driver has not heard of.

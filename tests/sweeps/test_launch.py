@@ -269,6 +269,7 @@ def driver_of(
     lost=lambda: None,
     on_event=lambda event: None,
     finished=(),
+    keep_going=False,
     **budget,
 ):
     run, started = run or shared.run, shared.ledger.started()
@@ -290,6 +291,7 @@ def driver_of(
         lost=lost,
         wishes=Wishes(),
         on_event=on_event,
+        keep_going=keep_going,
     )
 
 
@@ -376,6 +378,7 @@ def test_trials_that_all_fail_alike_end_the_launch_and_are_not_on_record(shared)
         f"all trials fail alike, {ALIKE} so far: RuntimeError: no library at 0x2"
     )
     assert "launch again" in driver.failure.hint
+    assert "--keep-going" in driver.failure.hint
     assert shared.ledger.ids() == set()
     tried = {event.trial.candidate for event in events}
     again = driver_of(shared, missing=8, slots=8)
@@ -443,6 +446,15 @@ def test_a_baseline_that_fails_does_not_end_a_sweep_whose_others_work(shared):
         baseline.candidate,
     ]
     assert shared.ledger.get(baseline.candidate.id).reason is Reason.CRASHED
+
+
+def test_a_launch_that_keeps_going_records_what_crashes(shared):
+    driver = driver_of(shared, missing=8, slots=1, keep_going=True)
+    for number in range(1, 9):
+        fail(driver, driver.next_attempt())
+        assert len(shared.ledger.ids()) == number
+    assert driver.complete
+    assert driver.failure is None
 
 
 def test_losses_that_become_nan_are_no_crash(shared):
