@@ -1,5 +1,6 @@
 """Datasets that reach the nodes of a cluster through the storage, where they share no path."""
 
+import contextlib
 import os
 import platform
 import shutil
@@ -96,7 +97,9 @@ def _fetch(ledger: Ledger, here: Path) -> None:
     # Others of this machine may be at it: whole folders appear, and the first one stays.
     with tempfile.TemporaryDirectory(dir=here.parent) as temporary:
         whole = Path(temporary, "dataset")
-        ledger.location.copy_out(_shipped(ledger.name), whole)
+        whole.mkdir()
+        for name in (FACTS_FILE, CLIPS_FILE):  # whatever else a stranger may have put there
+            _download(ledger.location, f"{_shipped(ledger.name)}/{name}", whole / name)
         if not _is_whole(whole, fingerprint):
             raise DatasetError(
                 f"the dataset that was shipped with '{ledger.name}' is damaged",
@@ -109,6 +112,11 @@ def _fetch(ledger: Ledger, here: Path) -> None:
         except OSError:
             if not _is_whole(here, fingerprint):
                 raise
+
+
+def _download(location: Location, name: str, file: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):  # what is missing is missed by who looks
+        location.parse(name, lambda opened: opened.download(str(file)))
 
 
 def _is(folder: str, fingerprint: str) -> bool:

@@ -129,6 +129,32 @@ def test_nothing_but_the_dataset_is_shipped(ledger, dataset):
     assert there == {CLIPS_FILE, FACTS_FILE, "complete"}
 
 
+def test_nothing_but_the_dataset_arrives(ledger, dataset):
+    ship_dataset(ledger, dataset)
+    shutil.rmtree(dataset)
+    ledger.location.put("s/dataset/diary.txt", b"dear diary")
+    here = Path(dataset_here(ledger, dataset))
+    assert {file.name for file in here.iterdir()} == {CLIPS_FILE, FACTS_FILE}
+
+
+@pytest.mark.parametrize("missing", [CLIPS_FILE, FACTS_FILE])
+def test_what_is_missing_in_the_storage_is_an_error(ledger, dataset, missing):
+    ship_dataset(ledger, dataset)
+    shutil.rmtree(dataset)
+    ledger.location.delete(f"s/dataset/{missing}")
+    with pytest.raises(DatasetError):
+        dataset_here(ledger, dataset)
+
+
+def test_a_dataset_is_shipped_by_an_object_store(dataset, ledger, s3, tmp_path):
+    there = Ledger.create(s3(f"shipping-{tmp_path.name}"), "s", ledger.facts)
+    facts = load_facts(dataset)
+    for _ in range(2):
+        ship_dataset(there, dataset)
+    shutil.rmtree(dataset)
+    assert load_facts(dataset_here(there, dataset)) == facts
+
+
 @pytest.mark.parametrize("fingerprint", ["", "..", "../../data", "/etc", "F" * 64])
 def test_a_fingerprint_that_is_none_never_becomes_a_path(ledger, dataset, cache, fingerprint):
     facts = dataclasses.replace(ledger.facts, dataset_fingerprint=fingerprint)
