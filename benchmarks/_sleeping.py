@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sweeps.evaluate import ARTIFACTS, Measure, Progress, Task, versions
 from sweeps.trial import Measurement, Provenance, Trial
-from thesis.data import FACTS_FILE, SCHEMA_VERSION, DatasetFacts, Statistics
+from thesis.prepare import prepare_demo
 
 EVALUATOR = f"{Path(__file__).resolve()}:sleep"
 """How `launch` is told of the evaluator."""
@@ -23,7 +23,7 @@ _MODEL_BYTES = 15_000
 
 
 def make_dataset(folder: Path, *, seconds: float, reports: int, crowd: int = 1) -> str:
-    """Makes what a driver takes for a dataset.
+    """Makes a dataset that says how to sleep, too.
 
     Args:
       folder: Where.
@@ -32,26 +32,8 @@ def make_dataset(folder: Path, *, seconds: float, reports: int, crowd: int = 1) 
       crowd: Workers that there must be before the first trial goes on. Trials that are shorter
         than the start of a worker would be over before there are more than one.
     """
-    facts = DatasetFacts(
-        sample_rate=16000,
-        hop_size=64,
-        clip_seconds=4.0,
-        clip_hop_seconds=4.0,
-        f0_min_hz=60.0,
-        f0_max_hz=2000.0,
-        schema_version=SCHEMA_VERSION,
-        name="sleep",
-        f0_estimator="none",
-        sources={},
-        skipped={},
-        split_by="recording",
-        n_train=1,
-        n_validation=1,
-        statistics=Statistics(-30.0, 10.0, 100.0, 200.0, 400.0, 1.0, 8.0),
-        fingerprint="0" * 64,
-    )
-    (folder / _CROWD).mkdir(parents=True)
-    (folder / FACTS_FILE).write_text(facts.to_json())
+    prepare_demo(folder, n_train=1, n_validation=1, clip_seconds=0.2)
+    (folder / _CROWD).mkdir()
     pace = {"seconds": seconds, "reports": reports, "crowd": crowd}
     (folder / _PACE_FILE).write_text(json.dumps(pace))
     return str(folder)

@@ -1,18 +1,20 @@
 """An attempt at a candidate: evaluated, and on record before anybody is told. Free of Ray."""
 
-import importlib
 import importlib.util
 import platform
 import shutil
 import time
 from collections.abc import Generator
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from sweeps import __version__
 from sweeps.config import RunConfig
-from sweeps.evaluate import Measure, Progress, Task, blame_full_disk, versions
+from sweeps.errors import SweepError
+from sweeps.evaluate import Measure, Progress, Task, blame_full_disk, in_a_line, versions
 from sweeps.keeping import fetch, keeping
 from sweeps.ledger import Ledger
 from sweeps.shipping import dataset_here
@@ -21,16 +23,29 @@ from thesis.errors import UserError
 
 
 def load(spec: str) -> Any:
-    """Returns what 'module:attribute' or 'path/to/file.py:attribute' names."""
+    """Returns what 'module:attribute' or 'path/to/file.py:attribute' names.
+
+    Raises:
+      SweepError: There is nothing of the name, or it cannot be imported.
+    """
     source, _, attribute = spec.rpartition(":")
-    if not source.endswith(".py"):
-        return getattr(importlib.import_module(source), attribute)
+    try:
+        module = _module_of_file(source) if source.endswith(".py") else import_module(source)
+        return getattr(module, attribute)
+    except (Exception, SystemExit) as error:  # whatever a module may do when it is imported
+        raise SweepError(
+            f"cannot load '{spec}': {in_a_line(error)}",
+            hint="name 'module:function' or 'path/to/file.py:function'",
+        ) from error
+
+
+def _module_of_file(source: str) -> ModuleType:
     module_spec = importlib.util.spec_from_file_location(Path(source).stem, source)
     if module_spec is None or module_spec.loader is None:
         raise ImportError(f"cannot load {source}")
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
-    return getattr(module, attribute)
+    return module
 
 
 @dataclass(frozen=True)
@@ -74,6 +89,7 @@ class Shared:
         try:
             Ledger.open(self.ledger.location, self.ledger.name)
             dataset_here(self.ledger, self.dataset)
+            load(self.evaluator)
         except UserError as error:
             return error.message
         return "" if __version__ == self.version else f"it has version {__version__}"
@@ -96,18 +112,21 @@ class Shared:
 def evaluate_and_record(
     shared: Shared, attempt: Attempt, measure: Measure
 ) -> Generator[Progress, None, Trial]:
-    """Evaluates a candidate; when this returns its trial, the trial is on record.
+    """Evaluates a candidate; when this returns its trial, the trial is on record unless it crashed.
+
+    What crashed (`Reason.is_crash`) the driver records, once it is clear that not all trials do.
+    Until then its checkpoints stay.
 
     Yields:
       Where the trial is, as the evaluator tells.
 
     Raises:
       UserError: Something that every other trial would meet too: the dataset is missing, the
-        storage is full. Nothing is recorded.
+        storage is full, the evaluator cannot be loaded. Nothing is recorded.
     """
     ledger, candidate = shared.ledger, attempt.candidate
     workdir = shared.workdir(candidate)
-    dataset = dataset_here(ledger, shared.dataset)
+    dataset, evaluator = dataset_here(ledger, shared.dataset), load(shared.evaluator)
     if ledger.holds(candidate.id):  # by a worker that died before it could tell
         return ledger.get(candidate.id)
     started_at = time.time()
@@ -116,14 +135,17 @@ def evaluate_and_record(
     fetch(ledger, candidate.id, workdir)
     task = Task(ledger.name, candidate, shared.run.text_for(candidate), dataset)
     try:
-        running = load(shared.evaluator)(task, workdir=workdir, measure=measure)
+        running = evaluator(task, workdir=workdir, measure=measure)
         trial: Trial = yield from keeping(ledger, candidate.id, workdir, running)
     except UserError:
         raise
     except Exception as error:
         blame_full_disk(error, workdir)
         reason = Reason.OUT_OF_MEMORY if isinstance(error, MemoryError) else Reason.ERROR
-        trial = shared.failed(candidate, reason, _in_a_line(error), started_at)
+        trial = shared.failed(candidate, reason, in_a_line(error), started_at)
+    if trial.reason is not None and trial.reason.is_crash:
+        ledger.check_there()  # a mount that is lost may be what it crashed of
+        return ledger.get(trial.id) if ledger.holds(trial.id) else trial
     # A worker that was thought dead may end after its replacement. The model is of the record.
     made = trial.status is Status.COMPLETED and (workdir / "artifacts").is_dir()
     if made and not ledger.holds(trial.id):
@@ -132,15 +154,3 @@ def evaluate_and_record(
         trial = ledger.get(trial.id)
     shutil.rmtree(workdir, ignore_errors=True)
     return trial
-
-
-def _in_a_line(error: BaseException) -> str:
-    """Returns an exception with the place that raised it: 'ValueError: no (train.py, line 7)'."""
-    traceback = error.__traceback__
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    place = ""
-    if traceback is not None:
-        file = Path(traceback.tb_frame.f_code.co_filename).name
-        place = f" ({file}, line {traceback.tb_lineno})"
-    return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"

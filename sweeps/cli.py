@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from sweeps.config import RunConfig
     from sweeps.objectives import Limit
+    from sweeps.plan import Plan
     from sweeps.space import SearchSpace
     from thesis.data import Dataset
 
@@ -144,7 +145,7 @@ def _describe(dataset: "Dataset") -> None:
 def _launch(options: argparse.Namespace) -> None:
     run = _run_to_launch(options)
     if options.dry_run:
-        _print_plan(run, options)
+        _print_plan(_plan(run, options, cpus_here=len(os.sched_getaffinity(0))), run, options)
         return
     from sweeps.launch import launch
     from sweeps.progress import SweepProgress
@@ -164,12 +165,14 @@ def _launch(options: argparse.Namespace) -> None:
             cpus_per_trial=options.cpus_per_trial,
             gpus_per_trial=options.gpus_per_trial,
             max_concurrent=options.max_concurrent,
+            keep_going=options.keep_going,
             log=options.log,
             on_event=progress,
         )
     _say(report.summary())
     if report.interrupted:
         raise KeyboardInterrupt
+    report.check()
     _say(f"next: sweeps front {options.name}{_storage_flag(options)}")
 
 
@@ -191,6 +194,24 @@ def _run_to_launch(options: argparse.Namespace) -> "RunConfig":
     return load_run(find_run(options.run or DEFAULT_RUN), options.set)
 
 
+def _plan(run: "RunConfig", options: argparse.Namespace, *, cpus_here: int) -> "Plan":
+    """Returns what a launch would do; raises what it would raise before anything starts."""
+    from sweeps.plan import plan
+
+    return plan(
+        options.name,
+        run,
+        dataset=options.data,
+        trials=options.trials,
+        storage=options.storage,
+        warm_start=options.warm_start,
+        ship=options.ship,
+        log=options.log,
+        cpus_per_trial=options.cpus_per_trial,
+        cpus_here=None if options.address else cpus_here,
+    )
+
+
 def _size(space: "SearchSpace") -> str:
     """Returns how many candidates there are; only a bound where telling them apart takes long."""
     if space.n_settings is None:
@@ -200,11 +221,9 @@ def _size(space: "SearchSpace") -> str:
     return f"{sum(1 for _ in space.candidates() or ()):,} distinct"
 
 
-def _print_plan(run: "RunConfig", options: argparse.Namespace) -> None:
+def _print_plan(plan: "Plan", run: "RunConfig", options: argparse.Namespace) -> None:
     from sweeps.tables import print_table
-    from thesis.data import load_facts
 
-    facts = load_facts(options.data)
     print_table(["axis", "values"], [[axis.binding, str(axis.domain)] for axis in run.space.axes])
     show()
     show(f"candidates: {_size(run.space)}; objectives: {', '.join(run.sweep.objectives)}")
@@ -217,7 +236,7 @@ def _print_plan(run: "RunConfig", options: argparse.Namespace) -> None:
         f"resources: {options.cpus_per_trial:g} CPU a trial, {len(os.sched_getaffinity(0))} here, "
         + (f"cluster {options.address}" if options.address else "local cluster")
     )
-    show(f"data: {options.data}, {facts.n_train} + {facts.n_validation} clips")
+    show(f"data: {options.data}, {plan.data.n_train} + {plan.data.n_validation} clips")
     show(f"storage: {options.storage}")
     show()
     show_text(run.text)
@@ -237,7 +256,8 @@ def _slurm(options: argparse.Namespace) -> None:
             f"a trial asks for {launch.cpus_per_trial:g} CPUs, a node has {options.cpus_per_node}",
             hint="raise --cpus-per-node, or lower --cpus-per-trial",
         )
-    _run_to_launch(launch)  # what is wrong with it, is said now and not when the job's turn comes
+    # What is wrong with it is said now, and not when the job's turn comes.
+    _plan(_run_to_launch(launch), launch, cpus_here=options.cpus_per_node)
     job = SlurmJob(
         launch.name,
         ("sweeps", "launch", *options.launch),
@@ -432,6 +452,25 @@ def _check_figure(path: Path) -> None:
         raise BenchError(f"cannot draw '{path}'", hint="it ends in .png, in a folder that is there")
 
 
+def _retry(options: argparse.Namespace) -> None:
+    from sweeps.ledger import Ledger
+
+    ledger = Ledger.open(options.storage, options.sweep)
+    forgotten = ledger.forget(waiting=lambda line: _say(f"warning: {line}"))
+    if not forgotten:
+        show(f"no trial of '{options.sweep}' has failed")
+        return
+    reasons = ", ".join(
+        f"{count} {reason.name.lower().replace('_', ' ')}"
+        for reason, count in forgotten.most_common()
+    )
+    show(
+        f"{forgotten.total()} failed trials of '{options.sweep}' are off the books ({reasons}); "
+        f"their records are kept in {ledger.location.show(f'{options.sweep}/forgotten')}"
+    )
+    _say(f"next: sweeps launch --name {options.sweep}{_storage_flag(options)}")
+
+
 def _ledger_export(options: argparse.Namespace) -> None:
     from sweeps.ledger import Ledger
 
@@ -579,6 +618,13 @@ def _parser() -> argparse.ArgumentParser:
         "sweeps bench bundles/tiny bundles/full --blocks 256 1024",
         "sweeps bench bundles/tiny --runtimes all --quantise all --data datasets/cello",
         "sweeps bench bundles/tiny --figure bench.png --json > bench.json"))  # fmt: skip
+    retry = add("retry", _retry, "have the next launch try failed trials again",
+        "sweeps retry cello --failed",
+        "sweeps launch --name cello")  # fmt: skip
+    retry.add_argument("sweep", metavar="NAME", help="of the sweep")
+    retry.add_argument("--failed", action="store_true", required=True,
+        help="forget its failed trials; their records are kept beside the others")  # fmt: skip
+    _add_storage(retry)
     ledger = add("ledger", None, "keep a sweep's records, and read them elsewhere",
         "sweeps ledger export cello --parquet cello.parquet",
         "sweeps ledger compact cello")  # fmt: skip
@@ -644,6 +690,7 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
     add("--cpus-per-trial", type=float, default=1.0, metavar="N", help="default: 1")
     add("--gpus-per-trial", type=float, default=0.0, metavar="N", help="default: 0")
     add("--max-concurrent", type=_positive, metavar="N", help="trials at a time at the most")
+    add("--keep-going", action="store_true", help="even where all trials crash alike")
     add("--log", nargs="+", default=[], metavar="L", help="also to wandb, mlflow, tensorboard")
     add("--dry-run", action="store_true", help="show axes, budget, resources and resolved gin")
     _add_storage(parser)

@@ -45,7 +45,10 @@ def run_demo(out: Path, *, trials: int, console: Console) -> None:
         "the first waits for TensorFlow"
     )
     with SweepProgress(console) as progress:
-        launch(SWEEP, run, dataset=str(data), trials=trials, storage=storage, on_event=progress)
+        report = launch(
+            SWEEP, run, dataset=str(data), trials=trials, storage=storage, on_event=progress
+        )
+    report.check()
 
     console.print(f"[bold]3/4[/] the Pareto front, drawn in {escape(str(figure))}")
     ledger = Ledger.open(storage, SWEEP)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sweeps.attempt import Shared
+from sweeps.breaker import MAX_DEATHS, Breaker, Fault
 from sweeps.config import RunConfig
 from sweeps.errors import LedgerError, SweepError
 from sweeps.evaluate import Progress
@@ -27,12 +28,9 @@ from sweeps.progress import (
 )
 from sweeps.search import Search, screen
 from sweeps.stopping import StoppingRule, Verdict, Waiting, most_promising
-from sweeps.trial import Attempt, Candidate, Reason, Trial
+from sweeps.trial import Attempt, Candidate, Reason, Status, Trial
 from thesis.data import DatasetFacts
 from thesis.errors import UserError
-
-MAX_DEATHS = 3
-"""Workers that may die of a candidate before it is recorded as failed."""
 
 MAX_LOSSES = 20
 """Workers of a candidate that may be lost with their nodes: a machine may well be taken away ten
@@ -121,6 +119,7 @@ class Driver:
         lost: Callable[[], SweepError | None],
         wishes: Wishes,
         on_event: Listener,
+        keep_going: bool = False,
     ) -> None:
         self.shared = shared
         self.recorded: list[Trial] = []
@@ -147,6 +146,10 @@ class Driver:
             if attempt.waits_at
         }
         self._again: deque[Attempt] = deque()
+        self._breaker = Breaker()
+        if keep_going:  # whoever says so knows it for a fault of the candidates
+            self._breaker.worked()
+        self._crashed: list[Trial] = []
         self._suspects: set[Candidate] = set()
         self.on_event = on_event
 
@@ -174,9 +177,14 @@ class Driver:
         return self._finished + len(self.recorded)
 
     @property
+    def _ended(self) -> int:
+        """Trials on record, and those that will be there unless all trials crash alike."""
+        return self._on_record + len(self._crashed)
+
+    @property
     def complete(self) -> bool:
         """Whether no other candidate is to be started."""
-        enough = self._on_record + len(self._running) >= self._budget.trials
+        enough = self._ended + len(self._running) >= self._budget.trials
         nothing_left = self.exhausted and not self._again and not self._deferred
         return enough or nothing_left or self.wishes.draining or self.stopped
 
@@ -184,7 +192,7 @@ class Driver:
     def _wants_new_ones(self) -> bool:
         """Whether trials are missing that nobody has begun, and not too many wait."""
         begun = len(self._running) + len(self._again) + len(self._deferred)
-        missing = not self.exhausted and self._on_record + begun < self._budget.trials
+        missing = not self.exhausted and self._ended + begun < self._budget.trials
         return missing and len(self._deferred) < max(1, MOST_WAITING * self._on_record)
 
     def _has_steps_for_another(self, done: int = 0) -> bool:
@@ -201,9 +209,10 @@ class Driver:
     def next_attempt(self) -> Attempt | None:
         """Returns what to evaluate next; None while there is no free slot, or when `complete`.
 
-        What a worker died of comes first, then what is new, then what waits.
+        What a worker died of comes first, then what is new, then what waits. While all trials crash
+        alike nothing is begun: what still runs may show that some do not.
         """
-        while not self.complete and len(self._running) < self._slots():
+        while not self.complete and len(self._running) < self._slots() and not self._breaker.fault:
             has_steps = self._has_steps_for_another()
             if has_steps and (again := self._next_again()):
                 return self._begin(again)
@@ -279,6 +288,7 @@ class Driver:
 
     def advanced(self, candidate: Candidate, progress: Progress) -> bool:
         """A trial has come further. Returns whether it ends here: on record, or to go on later."""
+        self._breaker.reached(candidate, progress.step / max(1, progress.steps))
         reached = progress.reached
         verdict = self._rule.verdict(reached, progress.steps) if reached else Verdict()
         if reached and verdict.stop:
@@ -292,7 +302,7 @@ class Driver:
 
     def _stop(self, reached: Trial, why: str) -> None:
         self._record(replace(reached, detail=why))
-        shutil.rmtree(self.shared.workdir(reached.candidate), ignore_errors=True)
+        self._settle()
 
     def _defer(self, reached: Trial, steps: int, verdict: Verdict) -> None:
         """Has a trial wait, with its checkpoint, until nothing new is left to try."""
@@ -318,13 +328,15 @@ class Driver:
         deaths = attempt.deaths + (reason is not None)
         losses = attempt.losses + (reason is None)
         attempt = replace(attempt, deaths=deaths, losses=losses, cause=cause)
+        self._running.discard(candidate)
         if deaths >= MAX_DEATHS or losses >= MAX_LOSSES:
             detail = f"{deaths} workers died of it, {losses} were lost with their node; {cause}"
             reason = reason or Reason.CRASHED
-            self._record(self.shared.failed(candidate, reason, detail, attempt.began_at))
-            shutil.rmtree(self.shared.workdir(candidate), ignore_errors=True)
+            self._breaker.gave_up(candidate, cause, reason)
+            self._keep(self.shared.failed(candidate, reason, detail, attempt.began_at))
             return
-        self._running.discard(candidate)
+        if reason is not None:
+            self._breaker.died(candidate, cause, reason)
         self._again.append(attempt)
         if reason is Reason.OUT_OF_MEMORY:
             self._suspects.add(candidate)
@@ -333,11 +345,56 @@ class Driver:
         with contextlib.suppress(LedgerError):
             self.shared.ledger.mark_started(attempt)
         self.on_event(TrialRetried(candidate))
+        self._settle()
 
     def ended(self, trial: Trial) -> None:
-        """A worker has recorded a trial."""
+        """A worker has come to the end of a trial, and has recorded it unless it crashed."""
+        self._running.discard(trial.candidate)
+        if trial.reason is not None and trial.reason.is_crash:
+            self._breaker.failed(trial.candidate, trial.detail, trial.reason)
+            self._keep(trial)
+        else:
+            self._book(trial)
+            self.on_event(TrialEnded(trial))
+            self._settle()
+
+    def _keep(self, trial: Trial) -> None:
+        """Keeps a trial that crashed until it is clear that not all trials do."""
+        self._crashed.append(trial)
+        self.on_event(TrialEnded(trial))
+        self._settle()
+
+    def _settle(self) -> None:
+        """Records what crashed when something works; ends the launch when all trials crash."""
+        if self._breaker.works:
+            self._record_crashed()
+        elif not (self._running or self.failure) and (fault := self._breaker.fault):
+            self._forgive()
+            self.failed(_all_crash(fault))
+
+    def _record_crashed(self) -> None:
+        crashed, self._crashed = self._crashed, []
+        for trial in crashed:
+            self._append(trial)
+
+    def _forgive(self) -> None:
+        """Has the next launch try again what crashed in this one, as if nothing had happened."""
+        attempts = [self._attempts[trial.id] for trial in self._crashed]
+        for attempt in [*attempts, *self._again]:
+            with contextlib.suppress(LedgerError):
+                self.shared.ledger.mark_started(replace(attempt, deaths=0, losses=0, cause=""))
+
+    def close(self) -> None:
+        """Records what crashed, at the end of a launch that nothing speaks against."""
+        if self.failure is None:
+            self._record_crashed()
+
+    def _book(self, trial: Trial) -> None:
+        """Takes a trial that is on record into account."""
         self._running.discard(trial.candidate)
         self._attempts.pop(trial.id, None)
+        if trial.status in (Status.COMPLETED, Status.PRUNED):
+            self._breaker.worked()
         self.recorded.append(trial)
         self._steps_spent += trial.provenance.train_steps
         if self._on_record % COMPACT_EVERY == 0:
@@ -345,7 +402,6 @@ class Driver:
                 self.shared.ledger.compact()
         self._search.record(trial)
         self._rule.learn(trial)
-        self.on_event(TrialEnded(trial))
 
     def grown(self, generation: int, grown_bytes: int) -> None:
         """A worker of a generation has grown; when by too much, the next generation begins."""
@@ -363,14 +419,49 @@ class Driver:
         seconds = self._budget.seconds
         if seconds is not None and time.monotonic() - self._began_at >= seconds:
             self.used_up = self.used_up or f"{seconds:,.0f} s"
+        self._settle()  # the last one that ran may wait now
         self.on_event(Stopping(drains=not self.wishes.stopping) if self.interrupted else Waited())
 
     def _record(self, trial: Trial) -> None:
+        """Records a trial that ends here, and tells of it."""
+        if recorded := self._append(trial):
+            self.on_event(TrialEnded(recorded))
+
+    def _append(self, trial: Trial) -> Trial | None:
+        """Puts a trial on record; returns what is there now, None where that has failed."""
         try:
             added = self.shared.ledger.append(trial)
-            self.ended(trial if added else self.shared.ledger.get(trial.id))
+            recorded = trial if added else self.shared.ledger.get(trial.id)
         except UserError as error:
             self.failed(error)
+            return None
+        shutil.rmtree(self.shared.workdir(trial.candidate), ignore_errors=True)
+        self._book(recorded)
+        return recorded
+
+
+def _all_crash(fault: Fault) -> SweepError:
+    """Returns what to tell of trials that all crash alike."""
+    happens, mend = {
+        Reason.OUT_OF_MEMORY: (
+            "all trials run out of memory",
+            "run fewer at a time (--max-concurrent), or find more memory",
+        ),
+        Reason.CRASHED: (
+            "workers die of all trials",
+            "mend what kills them, a library or the system",
+        ),
+    }.get(fault.reason, ("all trials fail alike", "mend the cause"))
+    cause = " ".join(fault.cause.split())[:_MOST_SAID]
+    return SweepError(
+        f"{happens}, {fault.candidates} so far: {cause}",
+        hint=f"{mend}, and launch again: none of them is on record, all are tried again; or with "
+        "--keep-going, if it is their own fault",
+    )
+
+
+_MOST_SAID = 300
+"""Characters of a cause that an error shows."""
 
 
 def most_train_steps(run: RunConfig) -> int:

@@ -9,7 +9,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +25,7 @@ from sweeps.trial import PROJECT, Candidate, Measurement, Provenance, Reason, Tr
 from thesis.config import MeasureConfig, ModelConfig
 from thesis.data import Clips, Dataset, Split, load_dataset
 from thesis.errors import ExportError, UserError
+from thesis.typed_json import build, parse_object
 
 if TYPE_CHECKING:
     from thesis.build import Model
@@ -263,17 +264,25 @@ class _History:
 
     @classmethod
     def read(cls, file: Path) -> "_History":
-        """Returns what another worker has left, if one has."""
-        if not file.exists():
+        """Returns what another worker has left, if one has; nothing where that is damaged."""
+        try:
+            kept = build(_KeptHistory, parse_object(file.read_bytes()))
+            return cls({int(step): loss for step, loss in kept.curve.items()}, kept.train_seconds)
+        except (FileNotFoundError, ValueError):
             return cls()
-        values = json.loads(file.read_text())
-        curve = {int(step): loss for step, loss in values["curve"].items()}
-        return cls(curve, values["train_seconds"])
 
     def write(self, file: Path) -> None:
         whole = file.with_suffix(".new")
         whole.write_text(json.dumps(asdict(self)))
         whole.replace(file)
+
+
+@dataclass(frozen=True)
+class _KeptHistory:
+    """A history as JSON has it: no object of its has numbers for names."""
+
+    curve: Mapping[str, float]
+    train_seconds: float
 
 
 def _rung_loss(record: _Record, model: "Model") -> float:
@@ -365,12 +374,31 @@ def _cause(error: Exception) -> tuple[Reason, str]:
     """Returns the reason that an exception stands for, and its own words."""
     from thesis.train import DivergedError
 
-    words = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     if isinstance(error, DivergedError):
         return Reason.DIVERGED, str(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
-        return Reason.OUT_OF_MEMORY, words
-    return Reason.ERROR, words
+        return Reason.OUT_OF_MEMORY, in_a_line(error)
+    return Reason.ERROR, in_a_line(error)
+
+
+def in_a_line(error: BaseException) -> str:
+    """Returns an exception with the place that raised it: 'ValueError: no (train.py, line 7)'.
+
+    Errors for users say where they are at home themselves.
+    """
+    traceback = None if isinstance(error, UserError) else error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    place = ""
+    if traceback is not None:
+        file = Path(traceback.tb_frame.f_code.co_filename).name
+        place = f" ({file}, line {traceback.tb_lineno})"
+    words = " ".join(str(error).split())  # of TensorFlow's, pages of them
+    return f"{type(error).__name__}: {words[:_MOST_WORDS]}{place}"
+
+
+_MOST_WORDS = 300
+"""Characters of an exception's message that a record keeps."""
 
 
 def blame_full_disk(error: Exception, workdir: Path) -> None:

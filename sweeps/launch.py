@@ -9,20 +9,22 @@ Only this module and its helpers (`sweeps.cluster`, `sweeps.loggers`, `sweeps.re
 `sweeps.worker`) import Ray.
 """
 
+import contextlib
 import json
 import pickle
 import shutil
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ray import tune
+from ray._private import worker
 from ray.air.execution._internal import RayActorManager
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.tune.execution import tune_controller
@@ -34,22 +36,22 @@ from sweeps.attempt import Shared
 from sweeps.cluster import CLIENT, Slots, alive_nodes, check_fits, check_nodes, cluster
 from sweeps.config import RunConfig
 from sweeps.driver import Budget, Driver, Wishes
-from sweeps.errors import LedgerError
+from sweeps.errors import LedgerError, SweepError
+from sweeps.last_words import last_words
 from sweeps.lease import leased
-from sweeps.ledger import Ledger, SweepFacts, list_sweeps
-from sweeps.loggers import Loggers, check_installed
+from sweeps.ledger import Ledger
+from sweeps.loggers import Loggers
 from sweeps.objectives import objective
+from sweeps.plan import EVALUATOR, MEASURER, plan
 from sweeps.progress import Listener, Noted, SweepBegan, Warned, silent
 from sweeps.remote import launch_there
 from sweeps.scratch import ray_folder, scratch_folder, work_folder
-from sweeps.search import HISTORY, Search, known_from
+from sweeps.search import HISTORY, Search
 from sweeps.shipping import dataset_here, ship_dataset
 from sweeps.standing import Standing, limited_objectives
 from sweeps.stopping import stopping_rule
 from sweeps.trial import PROJECT, Attempt, Candidate, Reason, Status, Trial
 from sweeps.worker import Worker
-from thesis.data import DatasetFacts, load_facts
-from thesis.errors import DatasetError
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class LaunchReport:
       exhausted: Every candidate of the space has been tried.
       interrupted: The user stopped it. The same launch again continues.
       used_up: The budget of time or training steps that ended it, in words.
+      counts: What became of all finished trials of the sweep: their number by status.
     """
 
     sweep: str
@@ -75,6 +78,20 @@ class LaunchReport:
     exhausted: bool = False
     interrupted: bool = False
     used_up: str = ""
+    counts: Mapping[Status, int] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raises SweepError for a sweep of which trials have failed, and none has completed."""
+        failed = self.counts.get(Status.FAILED, 0)
+        if self.counts.get(Status.COMPLETED, 0) or not failed:
+            return
+        last = next((t for t in reversed(self.recorded) if t.status is Status.FAILED), None)
+        why = f", the last one for '{last.detail or last.reason}'" if last else ""
+        raise SweepError(
+            f"no trial of '{self.sweep}' has completed, {failed} failed{why}",
+            hint=f"mend the cause; 'sweeps retry {self.sweep} --failed' has the next launch try "
+            "them again",
+        )
 
     def summary(self) -> str:
         """Returns the report in a line."""
@@ -105,16 +122,20 @@ def launch(
     cpus_per_trial: float = 1,
     gpus_per_trial: float = 0,
     max_concurrent: int | None = None,
+    keep_going: bool = False,
     log: Sequence[str] = (),
     on_event: Listener = silent,
     wishes: Wishes | None = None,
-    evaluator: str = "sweeps.evaluate:stages",
-    measurer: str = "thesis.measure:measure_rtf",
+    evaluator: str = EVALUATOR,
+    measurer: str = MEASURER,
 ) -> LaunchReport:
     """Starts a sweep, or continues the one of this name, until it holds so many finished trials.
 
     Finished are trials on record: completed, failed, infeasible and pruned ones. Exactly the
     missing number is run. May be interrupted, or killed, at any time: the same call continues.
+
+    A first launch that fails before anything has begun leaves no sweep behind. Where all trials
+    crash alike (`sweeps.breaker`), the launch ends with that, and none is on record.
 
     Args:
       name: Name of the sweep.
@@ -133,6 +154,7 @@ def launch(
       cpus_per_trial: CPUs that a trial claims; its thread pools are sized to match.
       gpus_per_trial: GPUs that it claims.
       max_concurrent: Trials at a time at the most; None runs as many as the CPUs allow.
+      keep_going: Do not end where all trials crash alike: it is the candidates' own fault.
       log: What to log to as well: 'wandb', 'mlflow', 'tensorboard'; see `sweeps.loggers`.
       on_event: Is told what happens, in this thread.
       wishes: How another thread drains or stops the launch; signals do it in the main thread.
@@ -142,9 +164,9 @@ def launch(
 
     Raises:
       SweepError: A different sweep has this name, it is being launched already, no node has
-        enough CPUs for a trial, a node lacks what trials need, or it cannot be logged to what was
-        asked for.
-      DatasetError: There is no dataset.
+        enough CPUs for a trial, a node lacks what trials need, it cannot be logged to what was
+        asked for, or all trials crash alike.
+      DatasetError: There is no dataset, or it is damaged.
       LedgerError: The storage cannot be used, or records went missing.
     """
     wishes = wishes or Wishes()
@@ -165,29 +187,38 @@ def launch(
             cpus_per_trial=cpus_per_trial,
             gpus_per_trial=gpus_per_trial,
             max_concurrent=max_concurrent,
+            keep_going=keep_going,
             log=log,
             evaluator=evaluator,
             measurer=measurer,
         )
-    check_installed(log)
-    data = _dataset_facts(dataset, storage, name)
-    dataset = str(Path(dataset).absolute())
-    ledger = _ledger(name, run, dataset, trials, storage)
+    planned = plan(
+        name,
+        run,
+        dataset=dataset,
+        trials=trials,
+        storage=storage,
+        warm_start=warm_start,
+        ship=ship,
+        log=log,
+        evaluator=evaluator,
+        measurer=measurer,
+    )
+    is_new = not planned.ledger.is_made
+    ledger = Ledger.create(storage, name, planned.facts)
     standing = _standing(ledger, run)
     on_event(SweepBegan(name, trials, standing))
     if standing.finished >= trials:
-        return LaunchReport(name, ledger.uri, trials, standing.finished)
+        return LaunchReport(name, ledger.uri, trials, standing.finished, counts=standing.counts)
     if others := _of_other_releases(ledger):
         on_event(Warned(others))
-    known: list[Trial] = []
-    if warm_start:
-        known, told = known_from(Ledger.open(storage, warm_start), run, data.fingerprint)
-        on_event(Noted(told))
-    loggers = Loggers(log, ledger, on_event)
+    if planned.told:
+        on_event(Noted(planned.told))
     with (
-        leased(ledger.location, name, waiting=lambda line: on_event(Warned(line))) as lost,
+        _claimed(ledger, is_new, waiting=lambda line: on_event(Warned(line))) as lost,
         scratch_folder(ledger) as scratch,
     ):
+        loggers = Loggers(log, ledger, on_event)
         # The ids of all records are small. The records need not be.
         on_record = ledger.ids()
         started = [a for a in ledger.started() if run.space.holds(a.candidate)]
@@ -196,7 +227,7 @@ def launch(
         shared = Shared(
             ledger=ledger,
             run=run,
-            dataset=dataset,
+            dataset=planned.dataset,
             evaluator=evaluator,
             measurer=measurer,
             cpus_per_trial=cpus_per_trial,
@@ -205,11 +236,11 @@ def launch(
         )
         _remove_leftovers(shared.work, on_record)
         rule = stopping_rule(run.sweep)
-        for trial in [*known, *history]:
+        for trial in [*planned.known, *history]:
             rule.learn(trial)
         driver = Driver(
             shared,
-            data,
+            planned.data,
             Search(
                 run.space,
                 run.sweep,
@@ -217,7 +248,7 @@ def launch(
                 on_record=on_record,
                 started=[attempt.candidate for attempt in started if not attempt.waits_at],
                 deferred=[attempt.candidate for attempt in started if attempt.waits_at],
-                known=known,
+                known=planned.known,
             ),
             rule,
             started=started,
@@ -228,6 +259,7 @@ def launch(
             lost=lost,
             wishes=wishes,
             on_event=loggers,
+            keep_going=keep_going,
         )
         _run(driver, address, ship, scratch, loggers)
     # A worker that was stopped may have recorded a trial that the driver has not heard of.
@@ -246,47 +278,67 @@ def launch(
         exhausted=driver.exhausted,
         interrupted=driver.interrupted and held < trials,
         used_up="" if held >= trials else driver.used_up,
+        counts=standing.counts + Counter(trial.status for trial in driver.recorded),
     )
 
 
-def _dataset_facts(dataset: str, storage: str, sweep: str) -> DatasetFacts:
-    """Returns what a dataset is, whether it is here or was shipped for an existing sweep."""
+@contextmanager
+def _claimed(
+    ledger: Ledger, is_new: bool, *, waiting: Callable[[str], None]
+) -> Iterator[Callable[[], SweepError | None]]:
+    """Holds the lease on a sweep, and yields what `leased` does.
+
+    If the block raises before anything has begun, a sweep that is new is gone again: it would only
+    keep its name from being used.
+    """
+    location, name = ledger.location, ledger.name
     try:
-        return load_facts(dataset)
-    except DatasetError:
-        if sweep not in list_sweeps(storage):
-            raise
-        return load_facts(dataset_here(Ledger.open(storage, sweep), dataset))
+        with leased(location, name, waiting=waiting) as lost:
+            # Another first launch may have made it, and have failed meanwhile.
+            Ledger.create(location, name, ledger.facts)
+            try:
+                yield lost
+            except Exception:
+                if is_new and lost() is None:
+                    _remove_if_nothing_has_begun(ledger)
+                raise
+    finally:
+        if location.local_folder is not None:
+            with contextlib.suppress(OSError):  # it holds something
+                (location.local_folder / name).rmdir()
 
 
-def _ledger(name: str, run: RunConfig, dataset: str, trials: int, storage: str, **_: Any) -> Ledger:
-    """Returns the ledger of the sweep, of a new one or of the one that is continued."""
-    baseline = run.space.baseline()
-    facts = SweepFacts(
-        name=name,
-        gin_config=run.text,
-        dataset_fingerprint=_dataset_facts(dataset, storage, name).fingerprint,
-        objectives=run.sweep.objectives,
-        dataset_path=dataset,
-        trials_asked=trials,
-        limits=run.sweep.limits.given,
-        baseline=baseline.id if baseline else "",
-    )
-    return Ledger.create(storage, name, facts)
+def _remove_if_nothing_has_begun(ledger: Ledger) -> None:
+    """Removes a sweep that holds no more than what a launch lays out before its first trial."""
+    location, name = ledger.location, ledger.name
+    with contextlib.suppress(LedgerError):  # what the launch has failed of is more worth telling
+        held = {info.base_name for info in location.entries(name)} - {"lease.json", "sweep.json"}
+        if held <= {"dataset", "logs"}:
+            for folder in held:
+                location.delete_folder(f"{name}/{folder}")
+            location.delete(f"{name}/sweep.json")
 
 
 def _launch_there(
     address: str, ship: bool, wishes: Wishes, on_event: Listener, **arguments: Any
 ) -> LaunchReport:
     """Has `launch` called on a cluster, through its client server."""
-    if ship:  # from here: the driver will not have it either
-        ship_dataset(_ledger(**arguments), arguments["dataset"])
+    planned = plan(**{name: arguments[name] for name in _PLANNED}, ship=ship) if ship else None
     with (
         _responding(signal.SIGINT, wishes.drain, wishes.stop),
         _responding(signal.SIGTERM, wishes.stop),
         cluster(address, Path(), ship=ship),
     ):
+        if planned:  # from here: the driver will not have it either
+            planned.ledger.location.make_folder(planned.ledger.name)
+            ship_dataset(planned.ledger, planned.dataset)
         return launch_there(launch, on_event=on_event, wishes=wishes, ship=ship, **arguments)
+
+
+_PLANNED = (
+    "name", "run", "dataset", "trials", "storage", "warm_start", "log", "evaluator", "measurer",
+)  # fmt: skip
+"""Arguments of `launch` that `plan` looks at."""
 
 
 def _standing(ledger: Ledger, run: RunConfig) -> Standing:
@@ -433,6 +485,8 @@ def _loss(error: Exception) -> tuple[str, Reason | None]:
     cause = (told or [last])[0].partition(" Some common causes")[0].strip()
     if told or "OOM" in cause:
         return cause, Reason.OUT_OF_MEMORY
+    node = worker._global_node
+    cause = (last_words(Path(node.get_logs_dir_path()), said) if node else "") or cause
     return cause, None if "its node has died" in said else Reason.CRASHED
 
 
@@ -457,6 +511,7 @@ def _run(driver: Driver, address: str | None, ship: bool, scratch: Path, loggers
             check_fits(shared.cpus_per_trial, shared.gpus_per_trial)
             if ship:
                 ship_dataset(shared.ledger, shared.dataset)
+            dataset_here(shared.ledger, shared.dataset)
             check_nodes(shared.what_is_wrong_here)
             if address:
                 whence = "sent along" if ship else "what the nodes have"
@@ -468,6 +523,7 @@ def _run(driver: Driver, address: str | None, ship: bool, scratch: Path, loggers
                 _tune(driver, scratch)
     except KeyboardInterrupt:
         wishes.stop()
+    driver.close()
     if driver.failure is not None:
         raise driver.failure
 

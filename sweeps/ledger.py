@@ -8,6 +8,7 @@ a folder for each sweep, with
     trials/<trial id>.parquet     one record of one finished trial; never changed
     trials/merged-<n>/*.parquet   the same records, many to a file (`Ledger.compact`)
     started/<trial id>.json       candidates that somebody works on
+    forgotten/*.parquet           records that `Ledger.forget` took off the books; nobody reads them
     models/<trial id>/            artefacts; `complete.json` names the folder that counts
     work/<trial id>/              of a running trial: its work folder; in object stores, what was
                                   last kept of it, as artefacts are
@@ -30,6 +31,7 @@ import re
 import sys
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -42,6 +44,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sweeps.errors import LedgerError, SweepError, TrialError, nearest
+from sweeps.lease import leased
 from sweeps.objectives import Limit, Objective
 from sweeps.pareto import (
     Ints,
@@ -67,10 +70,13 @@ from sweeps.records import (
 )
 from sweeps.standing import Outcomes
 from sweeps.storage import Location
-from sweeps.trial import SCHEMA_VERSION, Attempt, Trial
+from sweeps.trial import SCHEMA_VERSION, Attempt, Reason, Status, Trial
 from sweeps.trial_ids import Numbers, TrialIds, first_of_each
 
 T = TypeVar("T")
+
+FAILURES = frozenset(reason for reason in Reason if reason.status is Status.FAILED)
+"""Reasons of trials that failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,16 +192,35 @@ class Ledger:
           SweepError: The name will not do, or a different sweep has it.
           LedgerError: The storage cannot be used.
         """
-        check_name(sweep)
-        if facts.name != sweep:
-            raise ValueError(f"facts of {facts.name!r} given for sweep {sweep!r}")
-        location = Location.of(storage)
+        location = cls.planned(storage, sweep, facts).location
         location.make_folder(sweep)
         if location.put(_facts(sweep), facts.to_json().encode()):
             return cls(location, facts)
         ledger = cls.open(location, sweep)
         ledger._continue_with(facts)
         return ledger
+
+    @classmethod
+    def planned(cls, storage: str | Path | Location, sweep: str, facts: SweepFacts) -> "Ledger":
+        """Returns what `create` would, and writes nothing: there may be no such sweep yet.
+
+        Raises:
+          SweepError, LedgerError: As `create`, as far as that can be seen from what is there.
+        """
+        check_name(sweep)
+        if facts.name != sweep:
+            raise ValueError(f"facts of {facts.name!r} given for sweep {sweep!r}")
+        location = Location.of(storage)
+        if not location.exists(_facts(sweep)):
+            return cls(location, facts)
+        ledger = cls.open(location, sweep)
+        ledger._check_same(facts)
+        return ledger
+
+    @property
+    def is_made(self) -> bool:
+        """Whether the sweep is there, and not only planned."""
+        return self.location.exists(_facts(self.name))
 
     @classmethod
     def open(cls, storage: str | Path | Location, sweep: str) -> "Ledger":
@@ -265,7 +290,8 @@ class Ledger:
             if trial.id not in known:
                 new.setdefault(trial.id, trial)
         if new:
-            self._put_merged(many_records([table_of(new.values())], SCHEMA), level=1)
+            data = many_records([table_of(new.values())], SCHEMA)
+            self._put_hashed(_levels(self.name)[1], data)
         return len(new)
 
     def trials(self) -> list[Trial]:
@@ -416,11 +442,80 @@ class Ledger:
             names = self.location.names(folder, ".parquet")
             if len(names) >= (2 if fully else _FAN_IN[level]):
                 merged += self._merge(names[::-1], level + 1)
-        for folder in (self.name, _started(self.name), *_levels(self.name)):
+        for folder in (self.name, _started(self.name), _forgotten(self.name), *_levels(self.name)):
             self.location.delete_leftovers(folder)
         if self.location.local_folder is None:
             self._delete_leftover_work()
         return merged
+
+    def forget(
+        self,
+        reasons: Collection[Reason] = FAILURES,
+        *,
+        waiting: Callable[[str], None] = lambda line: None,
+    ) -> Counter[Reason]:
+        """Takes records off the books, so that the next launch may try their candidates again.
+
+        Every record that is removed is kept in the sweep's folder `forgotten` first, where no
+        reader of the ledger looks. Whoever is killed on the way has removed some of them and lost
+        none; forgetting again goes on. No launch may be under way: the lease is held meanwhile. A
+        process that compacts at the same moment may bring some of them back: forget those again.
+
+        Args:
+          reasons: Why the trials have no place on the front.
+          waiting: Is told, in a line, that and for whom the lease is watched.
+
+        Returns:
+          How many trials of each reason were forgotten.
+
+        Raises:
+          SweepError: The sweep is being launched.
+          LedgerError: A record cannot be read or written. What was not forgotten is as it was.
+        """
+        forgotten: dict[str, Reason] = {}
+        with leased(self.location, self.name, waiting=waiting) as lost:
+            for _ in range(_LOOKS):
+                found = self._with_reasons(reasons)
+                if not found:
+                    return Counter(forgotten.values())
+                for trial_id in found.keys() - forgotten.keys():
+                    # First: the mark may say how many workers died of it. While its trial is on
+                    # record nobody asks for these.
+                    self.location.delete(self._mark(trial_id))
+                    self.location.delete_folder(self._work(trial_id))
+                forgotten |= found
+                with contextlib.suppress(FileNotFoundError):  # merged meanwhile: look again
+                    for name in self._files():
+                        if error := lost():
+                            raise error
+                        self._forget_in(name, reasons)
+        raise _restless()
+
+    def _with_reasons(self, reasons: Collection[Reason]) -> dict[str, Reason]:
+        """Returns the trials that ended for one of some reasons, by id."""
+        wanted = {reason.name: reason for reason in reasons}
+        return {
+            trial_id: wanted[name]
+            for batch in self.scan(("reason",))
+            for trial_id, name in zip(batch.ids, batch.texts("reason"), strict=True)
+            if name in wanted
+        }
+
+    def _forget_in(self, name: str, reasons: Collection[Reason]) -> None:
+        """Moves the records of a file that have one of some reasons to the forgotten ones."""
+        (every,) = self._parts_of([name])
+        found = self._batch(("reason",), [every]).texts("reason")
+        gone = np.isin(found, [reason.name for reason in reasons])
+        if not gone.any():
+            return
+        if PurePosixPath(name).parent.name == _SINGLE:
+            self._put_hashed(_forgotten(self.name), self.location.read(name))
+        else:
+            schema = common_schema([self._schema(name)])
+            self._write([every.only(gone)], schema, _forgotten(self.name))
+            # Beside the old file first: no reader misses what stays.
+            self._write([every.only(~gone)], schema, str(PurePosixPath(name).parent))
+        self.location.delete(name)
 
     def _delete_leftover_work(self) -> None:
         """Deletes what a worker kept of a trial that somebody else had recorded meanwhile."""
@@ -506,7 +601,7 @@ class Ledger:
 
     def _put_version(self, place: str, folder: Path) -> str:
         before, version = self._version(place), uuid.uuid4().hex
-        self._check_there()
+        self.check_there()
         self.location.copy_in(folder, f"{place}/{version}")
         self._put(_complete(place), json.dumps({"folder": version}).encode(), replace=True)
         if before is not None:
@@ -530,10 +625,10 @@ class Ledger:
             return None
 
     def _put(self, name: str, data: bytes, *, replace: bool = False) -> bool:
-        self._check_there()
+        self.check_there()
         return self.location.put(name, data, replace=replace)
 
-    def _check_there(self) -> None:
+    def check_there(self) -> None:
         """Raises LedgerError where the sweep is gone: nothing is written in place of a mount."""
         if not self.location.exists(_facts(self.name)):
             raise LedgerError(
@@ -548,13 +643,7 @@ class Ledger:
 
     def _continue_with(self, facts: SweepFacts) -> None:
         """Brings the facts that do not define the sweep up to date."""
-        difference = self.facts.difference(facts)
-        if difference:
-            raise SweepError(
-                f"sweep '{self.name}' exists and differs: {difference}",
-                hint="to continue it as it was started, leave out the run file, --set and --data; "
-                "for what is here, take another --name",
-            )
+        self._check_same(facts)
         current = dataclasses.replace(
             self.facts,
             dataset_path=facts.dataset_path,
@@ -565,6 +654,16 @@ class Ledger:
         if current.to_json() != self.facts.to_json():
             self.location.put(_facts(self.name), current.to_json().encode(), replace=True)
             self.facts = current
+
+    def _check_same(self, facts: SweepFacts) -> None:
+        """Raises SweepError where facts are those of another sweep."""
+        difference = self.facts.difference(facts)
+        if difference:
+            raise SweepError(
+                f"sweep '{self.name}' exists and differs: {difference}",
+                hint="to continue it as it was started, leave out the run file, --set and --data; "
+                "for what is here, take another --name",
+            )
 
     def _batch(self, columns: Sequence[str], parts: Sequence["_Part"]) -> Batch:
         """Reads some columns of what counts of some files.
@@ -656,16 +755,20 @@ class Ledger:
         # Of two records of one id, readers take that of the upper level. It stays the one.
         upper = TrialIds(*self._numbers_of_merged(level))
         try:
-            chunks = _chunks(self._parts_of(names, known=upper))
-            # Whole rows, columns of other releases included.
+            parts = self._parts_of(names, known=upper)
             schema = common_schema(self.location.each(self._schema, names))
-            while file_chunks := [*islice(chunks, _MAX_GROUPS)]:
-                tables = map(self._whole_rows, file_chunks)
-                self._put_merged(many_records(tables, schema), level)
+            self._write(parts, schema, _levels(self.name)[level])
         except FileNotFoundError:
             return 0  # Somebody else is at it.
         self.location.each(self.location.delete, names)
         return len(names)
+
+    def _write(self, parts: Sequence["_Part"], schema: pa.Schema, folder: str) -> None:
+        """Writes whole rows, columns of other releases included, to some files of a folder."""
+        chunks = _chunks(parts)
+        while file_chunks := [*islice(chunks, _MAX_GROUPS)]:
+            tables = map(self._whole_rows, file_chunks)
+            self._put_hashed(folder, many_records(tables, schema))
 
     def _whole_rows(self, parts: Sequence["_Part"]) -> pa.Table:
         tables = self.location.each(self._load, parts)
@@ -675,9 +778,10 @@ class Ledger:
         schema: pa.Schema = self.location.parse(name, pq.read_schema)
         return schema
 
-    def _put_merged(self, data: bytes, level: int) -> None:
+    def _put_hashed(self, folder: str, data: bytes) -> None:
+        """Writes a Parquet file that is named by what it holds: twice the same is one file."""
         name = hashlib.sha256(data).hexdigest()[:16]
-        self._put(f"{_levels(self.name)[level]}/{name}.parquet", data)
+        self._put(f"{folder}/{name}.parquet", data)
 
     def _is_merged(self, trial_id: str) -> bool:
         number = np.uint64(int(trial_id, 16))
@@ -728,6 +832,10 @@ class Tail:
     """Reads what is new in a sweep since it was read last: each trial once, each file once.
 
     It keeps the ids of all trials in mind, eight bytes each. Not for several threads at once.
+
+    Attributes:
+      outdated: Whether trials that were told are on record no more (`Ledger.forget`): what was made
+        of them has to be made anew, by another tail.
     """
 
     def __init__(self, ledger: Ledger, objectives: Sequence[Objective]) -> None:
@@ -737,6 +845,8 @@ class Tail:
         self._ids = TrialIds()
         self._files: frozenset[str] = frozenset()
         self._attempts: dict[_Mark, Attempt] = {}
+        self._forgotten: frozenset[str] | None = None
+        self.outdated = False
 
     def read(self, tell: Callable[[Outcomes], None]) -> list[Attempt]:
         """Tells the trials that were not on record at the last call; returns what is started now.
@@ -749,6 +859,9 @@ class Tail:
         """
         # Marks first: a trial that ends meanwhile is then found among them, or on record.
         attempts = self._read_marks()
+        forgotten = frozenset(
+            self._ledger.location.names(_forgotten(self._ledger.name), ".parquet")
+        )
         files = frozenset(self._ledger._files())
         new = self._ledger.outcomes(self._objectives, known=self._ids, passed=self._files)
         told = [self._ids.numbers]
@@ -759,6 +872,11 @@ class Tail:
         finally:
             if len(told) > 1:
                 self._ids = TrialIds(*told)
+        if self._forgotten not in (None, forgotten):
+            self.outdated = True  # what was forgotten may be on record again by now
+        elif not self._files <= files:
+            self.outdated = not self._ledger.ids().hold(self._ids.numbers).all()
+        self._forgotten = forgotten
         self._files = files  # what they held was told, wherever it has moved meanwhile or not
         return [attempt for attempt in attempts if attempt.candidate.id not in self._ids]
 
@@ -854,6 +972,10 @@ def _started(sweep: str) -> str:
 
 def _work(sweep: str) -> str:
     return f"{sweep}/work"
+
+
+def _forgotten(sweep: str) -> str:
+    return f"{sweep}/forgotten"
 
 
 def _complete(place: str) -> str:

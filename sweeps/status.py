@@ -125,11 +125,14 @@ class StatusReader:
         """
         self._ledger = Ledger.open(storage, sweep)
         facts = self._ledger.facts
-        limits, baseline = limits_and_baseline(facts)
-        objectives = limited_objectives(facts.objectives, limits)
-        self._standing = Standing(objectives, baseline=baseline)
-        self._tail = Tail(self._ledger, objectives)
+        limits, self._baseline = limits_and_baseline(facts)
+        self._objectives = limited_objectives(facts.objectives, limits)
+        self._begin()
         self._lease = LeaseWatch(self._ledger.location, sweep)
+
+    def _begin(self) -> None:
+        self._standing = Standing(self._objectives, baseline=self._baseline)
+        self._tail = Tail(self._ledger, self._objectives)
 
     def read(self) -> SweepStatus:
         """Returns where the sweep stands now.
@@ -140,6 +143,9 @@ class StatusReader:
         # What a launch asks for may have changed.
         self._ledger = Ledger.open(self._ledger.location, self._ledger.name)
         started = self._tail.read(self._standing.add)
+        if self._tail.outdated:
+            self._begin()
+            started = self._tail.read(self._standing.add)
         return SweepStatus(
             sweep=self._ledger.name,
             asked=self._ledger.facts.trials_asked,

@@ -50,6 +50,11 @@ class Reason(Enum):
             return Status.INFEASIBLE
         return Status.PRUNED if self is Reason.PRUNED else Status.FAILED
 
+    @property
+    def is_crash(self) -> bool:
+        """Whether this may be the fault of what every trial runs on, and not of the candidate."""
+        return self in (Reason.OUT_OF_MEMORY, Reason.CRASHED, Reason.ERROR)
+
 
 @dataclass(frozen=True)
 class Candidate:

@@ -273,6 +273,147 @@ def test_dry_run_prints_the_plan_and_starts_nothing(
     assert not storage.exists()
 
 
+REFUSED = {
+    "a name that is a path": (["--name", "../n"], "cannot be the name of a sweep"),
+    "no dataset": (["--data", "nowhere"], "no dataset at 'nowhere'"),
+    "a truncated dataset": (["--data", "truncated"], "altered, cut short"),
+    "an altered dataset": (["--data", "altered"], "altered, cut short"),
+    "no sweep to learn from": (["--warm-start", "other"], "no sweep named 'other'"),
+    "a storage that is a file": (["--storage", "file"], "file"),
+    "a storage below a file": (["--storage", "file/runs"], "file"),
+    "too many CPUs": (["--cpus-per-trial", "10000"], "a trial asks for 10000 CPUs"),
+    "nothing to log to": (["--log", "paper"], "nothing named 'paper' to log to"),
+}
+"""What a launch refuses before anything starts: options, and what it says."""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to be in, with what a launch may be given."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("data", "truncated", "altered"):
+        make_dataset(tmp_path / name)
+    clips = tmp_path / "truncated" / "clips.arrow"
+    os.truncate(clips, clips.stat().st_size // 2)
+    content = bytearray((tmp_path / "altered" / "clips.arrow").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "altered" / "clips.arrow").write_bytes(content)
+    (tmp_path / "file").touch()
+    return tmp_path
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """All that is in a folder."""
+    return {str(p): p.read_bytes() if p.is_file() else b"" for p in folder.rglob("*")}
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize("verb", ["launch", "dry run", "slurm"])
+def test_what_a_launch_refuses_a_dry_run_and_a_job_refuse_in_the_same_words(
+    verb: str, options: list[str], message: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = tree(here)
+    line = ["--name", "n", "--data", "data", "--trials", "3", "--storage", "runs", *options]
+    job = ["slurm", "--out", "j.sbatch", "--cpus-per-node", "4", "--", *line]
+    commands = {"launch": ["launch", *line], "dry run": ["launch", *line, "--dry-run"]}
+    if verb == "launch" and "--cpus-per-trial" in options:
+        pytest.skip("a launch asks the cluster")
+    assert run(*commands.get(verb, job)) == 1
+    assert_one_error(capsys, message)
+    assert tree(here) == before
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--clip-seconds", "inf"],
+        ["--clip-seconds", "nan"],
+        ["--clip-seconds", "1e300"],
+        ["--clip-seconds", "1e-300"],
+        ["--clip-seconds", "-1"],
+        ["--clip-hop-seconds", "inf"],
+        ["--clip-hop-seconds", "nan"],
+        ["--clip-hop-seconds", "-1"],
+        ["--f0-min", "nan"],
+        ["--f0-min=-inf"],
+        ["--f0-max", "inf"],
+        ["--f0-max", "nan"],
+        ["--validation-share", "nan"],
+        ["--validation-share", "inf"],
+        ["--sample-rate", "0"],
+        ["--sample-rate", "-16000"],
+        ["--sample-rate", "9" * 30],
+        ["--frame-rate", "0"],
+        ["--frame-rate", "-1"],
+        ["--frame-rate", "9" * 30],
+    ],
+    ids=" ".join,
+)
+def test_clips_that_cannot_be_are_refused_before_any_work(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "recordings").mkdir()
+    out = ["--out", str(tmp_path / "data")]
+    assert run("prepare", str(tmp_path / "recordings"), *options, *out) == 1
+    assert_one_error(capsys)
+    if options[0] in ("--clip-seconds", "--sample-rate", "--frame-rate"):
+        assert run("prepare", "--demo", *options, *out) == 1
+        assert_one_error(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["recordings"]
+
+
+def failed_sweep(storage: Path) -> list[Trial]:
+    """A sweep 'f' of one completed and two failed trials; returns these."""
+    facts = SweepFacts(
+        name="f", gin_config="", dataset_fingerprint="f", objectives=("val_loss", "rtf"),
+        trials_asked=3,
+    )  # fmt: skip
+    ledger = Ledger.create(str(storage), "f", facts)
+    failed = [
+        Trial("f", Candidate.of({"channels": n}), reason=reason, detail="died")
+        for n, reason in enumerate([Reason.CRASHED, Reason.OUT_OF_MEMORY])
+    ]
+    for trial in [*failed, Trial("f", Candidate.of({"channels": 9}))]:
+        ledger.append(trial)
+    return failed
+
+
+def test_failed_trials_are_forgotten_and_kept_aside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = tmp_path / "runs"
+    failed = failed_sweep(storage)
+    assert run("retry", "f", "--failed", "--storage", str(storage)) == 0
+    printed = capsys.readouterr()
+    assert "2 failed trials of 'f' are off the books (1 crashed, 1 out of memory)" in printed.out
+    assert str(storage / "f" / "forgotten") in printed.out
+    assert printed.err == f"next: sweeps launch --name f --storage {storage}\n"
+    ledger = Ledger.open(str(storage), "f")
+    assert len(ledger.ids()) == 1
+    assert not any(ledger.holds(trial.id) for trial in failed)
+    assert run("retry", "f", "--failed", "--storage", str(storage)) == 0
+    assert "no trial of 'f' has failed" in capsys.readouterr().out
+
+
+def test_a_retry_says_what_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    failed_sweep(tmp_path)
+    assert run("retry", "f", "--storage", str(tmp_path)) == 2
+    assert "--failed" in capsys.readouterr().err
+    assert len(Ledger.open(str(tmp_path), "f").ids()) == 3
+    assert run("retry", "g", "--failed", "--storage", str(tmp_path)) == 1
+    assert_one_error(capsys, "no sweep named 'g'")
+
+
+def test_nothing_is_retried_under_a_running_launch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failed_sweep(tmp_path)
+    with leased(Ledger.open(str(tmp_path), "f").location, "f"):
+        assert run("retry", "f", "--failed", "--storage", str(tmp_path)) == 1
+    assert_one_error(capsys, "is being launched already")
+    assert len(Ledger.open(str(tmp_path), "f").ids()) == 3
+
+
 @pytest.fixture
 def begun(tmp_path: Path) -> list[str]:
     """What continues a sweep: begun with a run file that nobody has any more."""
@@ -303,15 +444,16 @@ def test_a_sweep_is_continued_with_what_it_was_started_with(
     assert "5 trials of 7 steps" in out
     assert f"data: {tmp_path / 'data'}" in out
     assert Ledger.open(str(tmp_path / "runs"), "begun").facts.gin_config in out
-    assert run(*begun, "--dry-run", "--trials", "9", "--set", "STEPS=7") == 0
+    assert run(*begun, "--dry-run", "--trials", "9") == 0
     assert "9 trials of 7 steps" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("differing", [["tiny"], ["--set", "STEPS=8"]])
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
 def test_a_sweep_that_would_be_another_says_how_to_continue_it(
-    begun: list[str], capsys: pytest.CaptureFixture[str], differing: list[str]
+    begun: list[str], capsys: pytest.CaptureFixture[str], differing: list[str], dry: list[str]
 ) -> None:
-    assert run(*begun, *differing) == 1
+    assert run(*begun, *differing, *dry) == 1
     assert_one_error(capsys, "'begun' exists and differs", "leave out the run file, --set")
 
 

@@ -103,8 +103,8 @@ def test_through_a_client_server_the_driver_runs_on_the_cluster(nodes, start, st
 @pytest.fixture
 def elsewhere(tmp_path):
     """A dataset that only the driver sees, as if it ran on another machine: path, command."""
-    private, fingerprint = tmp_path / "private", uuid.uuid4().hex
-    dataset = make_dataset(tmp_path / "data", fingerprint)
+    private = tmp_path / "private"
+    dataset = make_dataset(tmp_path / "data", seed=uuid.uuid4().int % 2**32)
     private.mkdir()
     within = ["unshare", "--mount", "sh", "-c"]
     mount = 'mount -t tmpfs none "$0"'

@@ -179,6 +179,26 @@ def test_a_sweep_on_s3_is_interrupted_continued_and_queried(cluster, sweep, s3, 
         assert (tmp_path / trial.id / "decoder.onnx").read_text() == trial.id
 
 
+def test_a_sweep_of_which_all_trials_failed_says_so_and_tries_them_again_when_told(cluster, sweep):
+    for _ in range(2):  # the second time there is nothing to do
+        status, lines = sweep.launch("diverging")
+        assert status == 1
+        assert_one_error(
+            lines, "no trial of 's' has completed, 8 failed", "mend the cause; 'sweeps"
+        )
+    assert main(["retry", "s", "--failed", "--storage", str(sweep.storage)]) == 0
+    status, _ = sweep.launch()
+    assert status == 0
+    sweep.assert_whole()
+
+
+def test_trials_that_all_fail_alike_end_the_launch_with_their_cause(cluster, sweep):
+    status, lines = sweep.launch("broken")
+    assert status == 1
+    assert_one_error(lines, "all trials fail alike, [34] so far: RuntimeError: .*fakes.py", "mend")
+    assert sweep.records() == {}
+
+
 def test_one_of_two_drivers_is_refused_and_a_dead_one_is_replaced_at_once(cluster, sweep):
     drivers = []
 

@@ -5,6 +5,7 @@ Workers load them by this file's path: `evaluator("quick")`.
 
 import math
 import os
+import signal
 import sys
 import time
 from collections.abc import Generator, Iterator, Mapping
@@ -14,14 +15,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import cast
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 import sweeps
 from sweeps.config import RunConfig, parse_run
 from sweeps.evaluate import Measure, Progress, Task
 from sweeps.trial import Candidate, Measurement, Provenance, Reason, Trial
 from thesis.config import MeasureConfig
-from thesis.data import FACTS_FILE, SCHEMA_VERSION, DatasetFacts, Statistics
+from thesis.data import Clip, ClipFormat, Split, write_dataset
 from thesis.errors import DatasetError
 from thesis.measure import RtfMeasurement
 
@@ -57,29 +60,45 @@ def run_of(axes: Mapping[str, object], *bindings: str) -> RunConfig:
     return parse_run("\n".join([f"search_space.axes = {axes!r}", *bindings]))
 
 
-def make_dataset(folder: Path, fingerprint: str = "f" * 64) -> str:
-    """A dataset as far as a driver looks at it: its facts."""
-    facts = DatasetFacts(
+def make_dataset(folder: Path, seed: int = 0) -> str:
+    """A dataset of two clips of noise, in milliseconds; equal seeds make equal ones."""
+    rng = np.random.default_rng(seed)
+    rates = ClipFormat(
         sample_rate=16000,
         hop_size=64,
-        clip_seconds=4.0,
-        clip_hop_seconds=4.0,
+        clip_seconds=0.2,
+        clip_hop_seconds=0.2,
         f0_min_hz=60.0,
         f0_max_hz=2000.0,
-        schema_version=SCHEMA_VERSION,
-        name=folder.name,
+    )
+
+    def drawn(low: float, high: float, size: int = rates.n_frames) -> NDArray[np.float32]:
+        return rng.uniform(low, high, size).astype(np.float32)
+
+    splits: tuple[Split, ...] = ("train", "validation")
+    clips = [
+        Clip(
+            clip_id=f"noise@{number}",
+            source="noise",
+            start_seconds=0.2 * number,
+            split=split,
+            audio=drawn(-1, 1, rates.n_samples),
+            f0_hz=drawn(100, 400),
+            f0_confidence=drawn(0, 1),
+            loudness_db=drawn(-60, 0),
+        )
+        for number, split in enumerate(splits)
+    ]
+    dataset = write_dataset(
+        folder,
+        clips,
+        clip_format=rates,
         f0_estimator="none",
         sources={},
         skipped={},
-        split_by="recording",
-        n_train=1,
-        n_validation=1,
-        statistics=Statistics(-30.0, 10.0, 100.0, 200.0, 400.0, 1.0, 8.0),
-        fingerprint=fingerprint,
+        total_seconds=0.4,
     )
-    folder.mkdir(parents=True)
-    (folder / FACTS_FILE).write_text(facts.to_json())
-    return str(folder)
+    return str(dataset.path)
 
 
 def trial_of(sweep: str, candidate: Candidate, *, seconds: float = 0.0, **measured: float) -> Trial:
@@ -196,11 +215,36 @@ def moody(task: Task, *, workdir: Path, measure: Measure) -> Stages:
     return (yield from quick(task, workdir=workdir, measure=measure))
 
 
+def broken(task: Task, *, workdir: Path, measure: Measure) -> Stages:
+    """Meets what every trial on this machine would, and says it in words of its own."""
+    yield Progress("build", 0, STEPS)
+    raise RuntimeError(f"{workdir}: no library at {id(task):#x}, process {os.getpid()}")
+
+
+def broken_at_the_end(task: Task, *, workdir: Path, measure: Measure) -> Stages:
+    """As `quick`, and the export fails every time."""
+    yield from quick(task, workdir=workdir, measure=measure)
+    raise ValueError(f"cannot export {task.candidate}")
+
+
+def crashing(task: Task, *, workdir: Path, measure: Measure) -> Stages:
+    """Kills every worker, as a library does that jumps to address 0."""
+    yield Progress("build", 0, STEPS)
+    os.kill(os.getpid(), signal.SIGSEGV)
+    time.sleep(60)
+
+
+def diverging(task: Task, *, workdir: Path, measure: Measure) -> Stages:
+    """Ends as trials do whose learning rate is too high."""
+    yield Progress("train", 1, STEPS)
+    return Trial(task.sweep, task.candidate, reason=Reason.DIVERGED, detail="step 7")
+
+
 def whereabouts(task: Task, *, workdir: Path, measure: Measure) -> Stages:
     """Tells, in a failure's detail, where its code and its data are."""
     yield Progress("build", 0, STEPS)
     said = f"{sweeps.__file__} {task.dataset}"
-    return Trial(task.sweep, task.candidate, reason=Reason.ERROR, detail=said)
+    return Trial(task.sweep, task.candidate, reason=Reason.DIVERGED, detail=said)
 
 
 def without_data(task: Task, *, workdir: Path, measure: Measure) -> Stages:

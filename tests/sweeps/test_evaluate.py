@@ -15,7 +15,15 @@ import pytest
 from sweeps import __version__
 from sweeps.config import find_run, load_run, parse_candidate, parse_run
 from sweeps.errors import LedgerError
-from sweeps.evaluate import ARTIFACTS, HISTORY_FILE, SUMMARIES, evaluate, rung_steps, stages
+from sweeps.evaluate import (
+    ARTIFACTS,
+    HISTORY_FILE,
+    SUMMARIES,
+    _History,
+    evaluate,
+    rung_steps,
+    stages,
+)
 from sweeps.trial import Measurement, Provenance, Reason, Status
 from thesis import reference
 from thesis.bundle import ARTIFACT_FILES, read_audio
@@ -393,12 +401,37 @@ def failed(task, tmp_path, measure, reason):
     return trial
 
 
-def test_a_loss_that_becomes_nan_is_a_reason(dataset, task_of, measure, tmp_path):
+def test_a_loss_that_becomes_nan_is_a_reason(dataset, task_of, measure, tmp_path, monkeypatch):
     nan = np.full_like(dataset.clips("train").audio[0], np.nan)
+    monkeypatch.setattr("thesis.data._in_range", lambda *_: True)  # no dataset has such clips
     broken = copy_with(dataset, tmp_path / "data", audio=nan)
     trial = failed(task_of(path=broken.path), tmp_path, measure, Reason.DIVERGED)
     assert "step 1" in trial.detail
     assert trial.measurement.rtf_ratio == MEASURED.rtf_ratio
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        b"",
+        b"[",
+        b"[]",
+        b"{}",
+        b'{"curve": {"a": 1.0}, "train_seconds": 1}',
+        b'{"curve": {"2": NaN}, "train_seconds": 1}',
+        b'{"curve": {"2": "1"}, "train_seconds": 1}',
+        b'{"curve": [], "train_seconds": 1}',
+        b'{"curve": {}, "train_seconds": 1e999}',
+        b"\xff",
+    ],
+)
+def test_a_history_that_was_damaged_is_begun_anew(tmp_path, left):
+    file = tmp_path / HISTORY_FILE
+    assert _History.read(file) == _History()
+    _History({2: 1.5}, 3.0).write(file)
+    assert _History.read(file) == _History({2: 1.5}, 3.0)
+    file.write_bytes(left)
+    assert _History.read(file) == _History()
 
 
 def copy_with(dataset, path, **columns):
@@ -565,7 +598,7 @@ def test_a_full_disk_is_not_the_candidate_s_fault(task_of, measure, tmp_path, mo
 def test_an_unexpected_error_is_recorded_with_its_message(task_of, measure, tmp_path, monkeypatch):
     monkeypatch.setattr("thesis.train.train", raising(ValueError("no such\nluck")))
     trial = failed(task_of(), tmp_path, measure, Reason.ERROR)
-    assert trial.detail == "ValueError: no such"
+    assert trial.detail.startswith("ValueError: no such luck (test_evaluate.py, line ")
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])

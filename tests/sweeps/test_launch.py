@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import os
 import platform
@@ -5,17 +6,20 @@ import shutil
 import signal
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 import sweeps.driver as driver_module
 from sweeps import __version__
 from sweeps.attempt import Shared, evaluate_and_record, load
+from sweeps.breaker import ALIKE, MAX_DEATHS
 from sweeps.cluster import connect
-from sweeps.driver import MAX_DEATHS, MAX_LOSSES, Budget, Driver, Wishes
+from sweeps.driver import MAX_LOSSES, Budget, Driver, Wishes
 from sweeps.errors import LedgerError, SweepError
 from sweeps.evaluate import Progress, Task
 from sweeps.launch import LaunchReport, launch
+from sweeps.lease import leased
 from sweeps.ledger import Ledger, SweepFacts
 from sweeps.objectives import objective
 from sweeps.progress import (
@@ -32,6 +36,7 @@ from sweeps.progress import (
 from sweeps.scratch import ray_folder, scratch_folder
 from sweeps.search import Search
 from sweeps.stopping import Verdict, stopping_rule
+from sweeps.storage import Location
 from sweeps.trial import Attempt, Candidate, Provenance, Reason, Status
 from tests.sweeps.fakes import (
     STEPS,
@@ -114,11 +119,11 @@ def shared(dataset, storage):
     )
 
 
-def ledger_of(name, run, storage, trials):
+def ledger_of(name, run, storage, trials, dataset):
     facts = SweepFacts(
         name=name,
         gin_config=run.text,
-        dataset_fingerprint="f" * 64,
+        dataset_fingerprint=load_facts(dataset).fingerprint,
         objectives=run.sweep.objectives,
     )
     ledger = Ledger.create(str(storage), name, facts)
@@ -208,14 +213,40 @@ def test_a_trial_whose_sweep_goes_away_continues_when_it_is_back(shared, storage
     assert shared.ledger.trials() == [trial]
 
 
-def test_an_exception_is_a_record_that_says_where_it_comes_from(shared):
+def test_an_exception_is_told_with_where_it_comes_from_and_recorded_by_the_driver(shared):
     moody = dataclasses.replace(shared, evaluator=evaluator("moody"))
     _, trial = finish(evaluate_and_record(moody, Attempt(channels(1)), measure_together))
     assert trial.reason is Reason.ERROR
     assert trial.detail.startswith("ValueError: no such luck (fakes.py, line ")
     assert trial.provenance.gin_config == shared.run.text_for(channels(1))
     assert trial.provenance.versions["ddsp-sweeps"] == __version__
+    assert shared.ledger.ids() == set()
+    assert [attempt.candidate for attempt in shared.ledger.started()] == [channels(1)]
+    driver = driver_of(shared, missing=1)
+    driver.ended(trial)
+    driver.close()
     assert shared.ledger.get(trial.id) == trial
+    assert shared.ledger.started() == []
+    assert not shared.workdir(channels(1)).exists()
+
+
+def test_a_trial_that_crashes_after_its_replacement_has_ended_changes_nothing(shared):
+    moody = dataclasses.replace(shared, evaluator=evaluator("moody"))
+    late = evaluate_and_record(moody, Attempt(channels(1)), measure_together)
+    next(late)
+    recorded = trial_of("s", channels(1))
+    shared.ledger.append(recorded)
+    assert finish(late)[1] == recorded
+    assert shared.ledger.trials() == [recorded]
+
+
+@pytest.mark.parametrize("name", ["no.such:thing", "sweeps.evaluate:nothing", "nowhere.py:quick"])
+def test_an_evaluator_that_cannot_be_loaded_is_what_every_trial_would_meet(shared, name):
+    lost = dataclasses.replace(shared, evaluator=name)
+    with pytest.raises(SweepError, match=f"cannot load '{name}'") as caught:
+        finish(evaluate_and_record(lost, Attempt(channels(8)), measure_together))
+    assert caught.value.hint
+    assert shared.ledger.ids() == set()
 
 
 def test_what_every_trial_would_meet_is_raised_and_leaves_no_record(shared):
@@ -238,6 +269,7 @@ def driver_of(
     lost=lambda: None,
     on_event=lambda event: None,
     finished=(),
+    keep_going=False,
     **budget,
 ):
     run, started = run or shared.run, shared.ledger.started()
@@ -259,6 +291,7 @@ def driver_of(
         lost=lost,
         wishes=Wishes(),
         on_event=on_event,
+        keep_going=keep_going,
     )
 
 
@@ -306,6 +339,7 @@ def test_a_candidate_whose_workers_die_is_tried_again_and_then_given_up(shared):
         assert attempt.deaths == deaths
         driver.lost(attempt.candidate, "killed", Reason.CRASHED)
     assert driver.complete
+    driver.close()
     (trial,) = driver.recorded
     assert trial.reason is Reason.CRASHED
     assert trial.detail == "3 workers died of it, 0 were lost with their node; killed"
@@ -317,7 +351,144 @@ def test_a_worker_killed_for_its_memory_is_out_of_memory(shared):
     driver = driver_of(shared, missing=1)
     for _ in range(MAX_DEATHS):
         driver.lost(driver.next_attempt().candidate, "killed", Reason.OUT_OF_MEMORY)
+    driver.close()
     assert [t.reason for t in driver.recorded] == [Reason.OUT_OF_MEMORY]
+
+
+def failing(trial, detail="ValueError: no such luck", reason=Reason.ERROR):
+    return dataclasses.replace(trial, reason=reason, detail=detail)
+
+
+def fail(driver, *attempts, **how):
+    for attempt in attempts:
+        driver.ended(failing(trial_of("s", attempt.candidate), **how))
+
+
+def test_trials_that_all_fail_alike_end_the_launch_and_are_not_on_record(shared):
+    events = []
+    driver = driver_of(shared, missing=8, on_event=events.append)
+    for number in range(ALIKE):
+        assert driver.failure is None
+        attempt = driver.next_attempt()
+        shared.ledger.mark_started(attempt)
+        fail(driver, attempt, detail=f"RuntimeError: no\nlibrary\nat {number:#x}")
+    assert driver.stopped
+    driver.close()
+    assert driver.failure.message == (
+        f"all trials fail alike, {ALIKE} so far: RuntimeError: no library at 0x2"
+    )
+    assert "launch again" in driver.failure.hint
+    assert "--keep-going" in driver.failure.hint
+    assert shared.ledger.ids() == set()
+    tried = {event.trial.candidate for event in events}
+    again = driver_of(shared, missing=8, slots=8)
+    begun_next = [again.next_attempt().candidate for _ in range(ALIKE)]
+    assert begun_next[0] in tried  # the baseline is always first
+    assert set(begun_next) == tried
+
+
+def test_workers_that_all_die_end_the_launch_and_none_is_held_against_a_candidate(shared):
+    driver = driver_of(shared, missing=8)
+    died = set()
+    while not driver.stopped:
+        attempt = driver.next_attempt()
+        died.add(attempt.candidate)
+        driver.lost(attempt.candidate, f"worker {len(died)} has died", Reason.CRASHED)
+    assert driver.failure.message.startswith("workers die of all trials, 2 so far: worker ")
+    assert len(died) == 2  # one was given up
+    assert shared.ledger.ids() == set()
+    assert {a.candidate: a.deaths for a in shared.ledger.started()} == dict.fromkeys(died, 0)
+
+
+def test_memory_that_no_trial_has_enough_of_ends_the_launch(shared):
+    driver = driver_of(shared, missing=8, slots=4)
+    killed = 0
+    while not driver.stopped:
+        attempts = []
+        while attempt := driver.next_attempt():
+            attempts.append(attempt)
+        for attempt in attempts:
+            driver.lost(attempt.candidate, "running low on memory", Reason.OUT_OF_MEMORY)
+            killed += 1
+        assert killed < 8 * MAX_DEATHS
+    assert driver.failure.message.startswith("all trials run out of memory")
+    assert shared.ledger.ids() == set()
+
+
+def test_nothing_is_begun_while_all_fail_alike_and_what_runs_may_speak_against_it(shared):
+    driver = driver_of(shared, missing=8, slots=4)
+    *bad, good = [driver.next_attempt() for _ in range(4)]
+    fail(driver, *bad)
+    assert driver.next_attempt() is None
+    assert not driver.stopped
+    assert not driver.advanced(good.candidate, Progress("train", 2, 10))
+    fresh = driver.next_attempt()
+    assert fresh is not None
+    assert shared.ledger.ids() == set()
+    driver.ended(trial_of("s", good.candidate))
+    assert shared.ledger.ids() == {attempt.candidate.id for attempt in bad}
+    fail(driver, fresh)
+    assert fresh.candidate.id in shared.ledger.ids()
+    assert [trial.status for trial in driver.recorded].count(Status.FAILED) == 4
+
+
+def test_a_baseline_that_fails_does_not_end_a_sweep_whose_others_work(shared):
+    driver = driver_of(shared, missing=8, slots=1)
+    baseline = driver.next_attempt()
+    for _ in range(MAX_DEATHS):
+        driver.lost(baseline.candidate, "died", Reason.CRASHED)
+        again = driver.next_attempt()
+    assert again.candidate != baseline.candidate
+    driver.ended(trial_of("s", again.candidate))
+    assert not driver.stopped
+    assert [trial.candidate for trial in driver.recorded] == [
+        again.candidate,
+        baseline.candidate,
+    ]
+    assert shared.ledger.get(baseline.candidate.id).reason is Reason.CRASHED
+
+
+def test_a_launch_that_keeps_going_records_what_crashes(shared):
+    driver = driver_of(shared, missing=8, slots=1, keep_going=True)
+    for number in range(1, 9):
+        fail(driver, driver.next_attempt())
+        assert len(shared.ledger.ids()) == number
+    assert driver.complete
+    assert driver.failure is None
+
+
+def test_losses_that_become_nan_are_no_crash(shared):
+    driver = driver_of(shared, missing=8, slots=1)
+    for _ in range(8):
+        attempt = driver.next_attempt()
+        trial = failing(trial_of("s", attempt.candidate), "step 7", Reason.DIVERGED)
+        shared.ledger.append(trial)
+        driver.ended(trial)
+    assert driver.failure is None
+    assert len(shared.ledger.ids()) == 8
+
+
+def test_too_few_failures_to_tell_are_on_record_at_the_end(shared):
+    driver = driver_of(shared, missing=2)
+    fail(driver, driver.next_attempt(), driver.next_attempt())
+    assert driver.complete
+    assert driver.failure is None
+    assert driver.next_attempt() is None
+    driver.close()
+    assert len(shared.ledger.ids()) == len(driver.recorded) == 2
+
+
+def test_trials_that_all_fail_where_the_last_one_that_runs_is_put_off_end_the_launch(shared):
+    driver = deferring(shared, {3: 0.1}, slots=4, missing=8)
+    *bad, last = [driver.next_attempt() for _ in range(4)]
+    assert last.candidate == channels(3)
+    for attempt in bad:
+        driver.advanced(attempt.candidate, Progress("export", 10, 10))
+    fail(driver, *bad)
+    assert driver.advanced(last.candidate, reached_by(last.candidate, 4))
+    driver.waited()
+    assert driver.stopped
+    assert {a.candidate for a in shared.ledger.started() if a.waits_at} == {channels(3)}
 
 
 def test_candidates_that_ran_when_memory_ran_out_are_not_tried_again_together(shared):
@@ -342,6 +513,7 @@ def test_a_node_that_goes_away_is_not_the_candidate_s_fault(shared):
         assert (attempt.deaths, attempt.losses) == (0, losses)
         driver.lost(attempt.candidate, "its node has died", None)
     # ... unless it takes every node with it.
+    driver.close()
     assert [t.reason for t in driver.recorded] == [Reason.CRASHED]
 
 
@@ -616,6 +788,22 @@ def test_a_report_says_what_there_is_to_know():
     )
 
 
+def test_a_report_of_trials_of_which_none_has_completed_is_an_error():
+    some = [failing(trial_of("s", channels(n)), f"died of {n}") for n in (1, 2)]
+    failed = LaunchReport("s", "/s", 9, 5, tuple(some), counts={Status.FAILED: 3})
+    with pytest.raises(SweepError) as caught:
+        failed.check()
+    assert caught.value.message == (
+        "no trial of 's' has completed, 3 failed, the last one for 'died of 2'"
+    )
+    assert "sweeps retry s --failed" in caught.value.hint
+    with pytest.raises(SweepError, match=r"no trial of 's' has completed, 3 failed$"):
+        LaunchReport("s", "/s", 5, 5, counts={Status.FAILED: 3, Status.INFEASIBLE: 2}).check()
+    LaunchReport("s", "/s", 5, 5, counts={Status.FAILED: 3, Status.COMPLETED: 1}).check()
+    LaunchReport("s", "/s", 5, 5, counts={Status.INFEASIBLE: 5}).check()
+    LaunchReport("s", "/s", 5, 0).check()
+
+
 def test_the_scratch_folder_goes_with_the_launch_unless_it_holds_checkpoints(shared):
     with scratch_folder(shared.ledger) as scratch:
         ray_folder(scratch).mkdir()
@@ -876,9 +1064,11 @@ def test_a_budget_that_is_used_up_ends_the_launch_and_is_named(cluster, start):
     assert not report.interrupted
 
 
-def test_a_warm_start_says_so_and_counts_no_trial_of_the_other_sweep(cluster, start, storage):
+def test_a_warm_start_says_so_and_counts_no_trial_of_the_other_sweep(
+    cluster, start, storage, dataset
+):
     run = run_of({"DilatedConvStack.channels": (8, 6)})
-    ledger_of("other", run, storage, [trial_of("other", channels(n)) for n in (8, 6)])
+    ledger_of("other", run, storage, [trial_of("other", channels(n)) for n in (8, 6)], dataset)
     events = []
     report = start(2, run=run_of(WIDTHS), warm_start="other", on_event=events.append)
     assert (report.finished, len(report.recorded)) == (2, 2)
@@ -1004,6 +1194,86 @@ def test_an_interrupt_leaves_everything_to_continue(
     assert {trial_id: after[trial_id] for trial_id in before} == before
 
 
-def test_a_trial_that_fits_on_no_node_is_refused(cluster, start):
+def test_a_trial_that_fits_on_no_node_is_refused_and_no_sweep_is_made(cluster, start, storage):
     with pytest.raises(SweepError, match="asks for 64 CPUs, the largest node has 2"):
         start(1, cpus_per_trial=64)
+    assert list(storage.iterdir()) == []
+
+
+def test_a_first_launch_that_fails_late_leaves_nothing_of_what_it_laid_out(
+    cluster, start, storage, monkeypatch
+):
+    seen = []
+
+    def refuse(see):
+        seen.extend(path.name for path in (storage / "s").iterdir())
+        assert see() == ""
+        raise SweepError("a node lacks something")
+
+    monkeypatch.setattr("sweeps.launch.check_nodes", refuse)
+    with pytest.raises(SweepError, match="a node lacks something"):
+        start(1, ship=True, log=["tensorboard"])
+    assert sorted(seen) == ["dataset", "lease.json", "logs", "sweep.json"]
+    assert list(storage.iterdir()) == []
+
+
+@pytest.mark.parametrize("left", ["a record", "a mark", "checkpoints", "nothing"])
+def test_a_launch_that_fails_leaves_what_is_there_as_it_was(cluster, start, shared, storage, left):
+    match left:
+        case "a record":
+            shared.ledger.append(trial_of("s", channels(1)))
+        case "a mark":
+            shared.ledger.mark_started(Attempt(channels(1)))
+        case "checkpoints":
+            shared.workdir(channels(1)).mkdir(parents=True)
+    if left != "nothing":  # whoever lost it may restore it
+        (storage / "s" / "sweep.json").unlink()
+    before = set(storage.rglob("*"))
+    with pytest.raises(SweepError, match="asks for 64 CPUs"):
+        start(8, cpus_per_trial=64)
+    assert set(storage.rglob("*")) == before | {storage / "s" / "sweep.json"}
+
+
+def test_a_sweep_that_is_removed_before_its_lease_is_free_is_made_again(
+    cluster, start, storage, monkeypatch
+):
+    @contextlib.contextmanager
+    def after_another_first_launch_that_failed(location, sweep, **_):
+        location.delete(f"{sweep}/sweep.json")
+        with leased(location, sweep) as lost:
+            yield lost
+
+    monkeypatch.setattr("sweeps.launch.leased", after_another_first_launch_that_failed)
+    assert start(1).finished == 1
+
+
+def test_a_launch_that_is_refused_the_lease_does_not_remove_the_sweep(cluster, start, storage):
+    storage.mkdir()
+    (storage / "s").mkdir()
+    with leased(Location.of(storage), "s"), pytest.raises(SweepError, match="launched already"):
+        start(1)
+    assert (storage / "s" / "sweep.json").exists()
+
+
+def test_a_node_says_what_is_wrong_there(shared):
+    assert shared.what_is_wrong_here() == ""
+    lost = dataclasses.replace(shared, evaluator="no.such:thing")
+    assert lost.what_is_wrong_here().startswith("cannot load 'no.such:thing'")
+    clips = Path(shared.dataset, "clips.arrow")
+    clips.write_bytes(clips.read_bytes()[::-1])
+    assert "altered, cut short" in shared.what_is_wrong_here()
+
+
+def test_when_all_workers_die_the_launch_ends_and_the_next_one_tries_the_candidates_again(
+    cluster, start
+):
+    events = []
+    with pytest.raises(
+        SweepError, match=r"2 so far: Segmentation fault \(fakes\.py, line"
+    ) as caught:
+        start(8, evaluate="crashing", on_event=events.append)
+    assert "tried again" in caught.value.hint
+    tried = {event.candidate for event in events if isinstance(event, TrialBegan)}
+    report = start(2)
+    assert {trial.candidate for trial in report.recorded} == tried
+    assert [trial.status for trial in report.recorded] == [Status.COMPLETED] * 2

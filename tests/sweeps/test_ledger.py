@@ -23,6 +23,7 @@ from sweeps import ledger as ledger_module
 from sweeps import records as records_module
 from sweeps import storage as storage_module
 from sweeps.errors import LedgerError, SweepError, TrialError
+from sweeps.lease import leased
 from sweeps.ledger import SCHEMA, Ledger, SweepFacts, Tail, find_trial, list_sweeps
 from sweeps.objectives import Limit, objective
 from sweeps.pareto import REASONS, pareto_front
@@ -1242,3 +1243,167 @@ def test_a_tail_sees_that_another_host_has_taken_over(tmp_path):
     for attempt in (Attempt(trial(1).candidate, "a"), Attempt(trial(1).candidate, "bc", deaths=1)):
         ledger.mark_started(attempt)
         assert read(tail)[1] == [attempt]
+
+
+# -- forgetting what failed
+
+
+def forgotten(ledger):
+    """What was kept of the records that were forgotten: a file's rows by trial id."""
+    read = [
+        ledger.location.parse(name, lambda file: pq.read_table(file).to_pylist())
+        for name in ledger.location.names("tiny/forgotten", ".parquet")
+    ]
+    return {row["trial_id"]: row for rows in read for row in rows}
+
+
+def some_failed(ledger):
+    """Twelve trials, some on their own and some in merged files, of which five failed."""
+    reasons = {1: Reason.CRASHED, 2: Reason.RTF, 4: Reason.ERROR, 7: Reason.CRASHED,
+               8: Reason.PRUNED, 9: Reason.DIVERGED, 10: Reason.OUT_OF_MEMORY}  # fmt: skip
+    trials = [trial(n, reason=reasons.get(n), val_loss=float(n)) for n in range(12)]
+    ledger.extend(trials[:3])
+    ledger.extend(trials[3:6])
+    ledger.compact(fully=True)
+    ledger.extend(trials[6:9])
+    for one in trials[9:]:
+        ledger.append(one)
+    failed = [one for one in trials if one.status is Status.FAILED]
+    return failed, [one for one in trials if one.status is not Status.FAILED]
+
+
+def test_failed_trials_are_forgotten_and_all_others_stay(ledger, small_groups):
+    failed, others = some_failed(ledger)
+    counts = ledger.forget()
+    assert counts == {Reason.CRASHED: 2, Reason.ERROR: 1, Reason.DIVERGED: 1,
+                      Reason.OUT_OF_MEMORY: 1}  # fmt: skip
+    for reader in (ledger, Ledger.open(ledger.location, "tiny")):
+        assert reader.trials() == others
+        assert reader.ids() == {one.id for one in others}
+        assert not any(reader.holds(one.id) for one in failed)
+    assert not ledger.location.exists("tiny/lease.json")
+    assert ledger.forget() == {}
+
+
+def test_what_was_forgotten_is_kept(ledger):
+    failed, _ = some_failed(ledger)
+    before = {one.id: records_module.row_of(one) for one in failed}
+    ledger.forget()
+    ledger.compact(fully=True)
+    assert forgotten(ledger) == before
+
+
+def test_only_trials_that_ended_for_the_given_reasons_are_forgotten(ledger):
+    some_failed(ledger)
+    assert ledger.forget([Reason.CRASHED, Reason.RTF]) == {Reason.CRASHED: 2, Reason.RTF: 1}
+    left = {one.reason for one in ledger.trials()}
+    assert left == {None, Reason.ERROR, Reason.PRUNED, Reason.DIVERGED, Reason.OUT_OF_MEMORY}
+
+
+def test_a_forgotten_trial_is_tried_anew_and_recorded(ledger, tmp_path):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "checkpoint").write_text("of a model that diverged")
+    ledger.append(trial(1, reason=Reason.DIVERGED))
+    ledger.mark_started(Attempt(trial(1).candidate, deaths=2))  # a worker's that was cut off
+    ledger.put_work(trial(1).id, tmp_path / "work")
+    assert ledger.forget().total() == 1
+    assert ledger.started() == []
+    assert ledger.work_version(trial(1).id) is None
+    assert ledger.append(trial(1, val_loss=1.0))
+    assert ledger.trials() == [trial(1, val_loss=1.0)]
+    ledger.forget()
+    assert ledger.trials() == [trial(1, val_loss=1.0)]
+
+
+def test_column_that_only_another_release_knows_is_kept_in_what_was_forgotten(tmp_path):
+    ledger = Ledger.create(tmp_path, "tiny", facts())
+    for number in range(3):
+        ledger.append(trial(number, reason=Reason.ERROR if number else None))
+        extra = pa.array([number])
+        rewrite(path_of(ledger, trial(number)), lambda t, e=extra: t.append_column("joules", e))
+        if number == 1:
+            ledger.compact()
+    ledger.forget()
+    assert {row["joules"] for row in forgotten(ledger).values()} == {1, 2}
+    (merged,) = Path(tmp_path, "tiny/trials/merged-1").iterdir()
+    assert pq.read_table(merged, partitioning=None)["joules"].to_pylist() == [0]
+
+
+@pytest.mark.parametrize("operation", ["put", "delete"])
+def test_forgetting_may_be_killed_anywhere_and_done_again(storage, monkeypatch, operation):
+    for moment in itertools.count():
+        sweep = f"t{moment}"
+        ledger = Ledger.create(storage, sweep, facts(sweep))
+        reasons = [None, Reason.ERROR, Reason.CRASHED, None, Reason.ERROR, None]
+        trials = [trial(n, sweep, reason) for n, reason in enumerate(reasons)]
+        ledger.extend(trials[:4])
+        for one in trials[4:]:
+            ledger.append(one)
+        others = [one for one in trials if one.reason is None]
+        original, done = getattr(Location, operation), itertools.count()
+
+        def die(location, name, *args, _at=moment, _do=original, _done=done, **options):
+            if ("/trials/" in name or "/forgotten/" in name) and next(_done) == _at:
+                raise KeyboardInterrupt
+            return _do(location, name, *args, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Location, operation, die)
+            try:
+                ledger.forget()
+                break  # it has no more moments
+            except KeyboardInterrupt:
+                pass
+        kept = {one.id for one in ledger.trials()}
+        assert kept >= {one.id for one in others}
+        again = Ledger.open(storage, sweep)
+        again.forget()
+        assert again.trials() == others
+        names = again.location.names(f"{sweep}/forgotten", ".parquet")
+        tables = [again.location.parse(name, pq.read_table)["trial_id"] for name in names]
+        assert {i for t in tables for i in t.to_pylist()} == {
+            one.id for one in trials if one.reason is not None
+        }
+    assert moment >= 2
+
+
+def test_forgetting_and_compacting_at_once_loses_no_record(ledger, monkeypatch, small_groups):
+    _, others = some_failed(ledger)
+    forget_in, calls = Ledger._forget_in, []
+
+    def compact_meanwhile(self, name, reasons):
+        calls.append(name)
+        if len(calls) in (2, 3):
+            Ledger.open(self.location, "tiny").compact(fully=True)
+        forget_in(self, name, reasons)
+
+    monkeypatch.setattr(Ledger, "_forget_in", compact_meanwhile)
+    assert ledger.forget().total() == 5
+    assert ledger.trials() == others
+
+
+def test_nothing_is_forgotten_while_the_sweep_is_launched(ledger):
+    ledger.append(trial(1, reason=Reason.ERROR))
+    with leased(ledger.location, "tiny"), pytest.raises(SweepError, match="being launched"):
+        ledger.forget()
+    assert ledger.ids() == {trial(1).id}
+
+
+def test_a_tail_says_when_what_it_told_is_on_record_no_more(ledger):
+    tail = Tail(ledger, OBJECTIVES)
+    ledger.append(trial(0))
+    ledger.append(trial(1, reason=Reason.ERROR))
+    read(tail)
+    ledger.compact()
+    read(tail)
+    assert not tail.outdated
+    ledger.forget()
+    read(tail)
+    assert tail.outdated
+    tail = Tail(ledger, OBJECTIVES)
+    ledger.append(trial(1, reason=Reason.ERROR))
+    assert len(read(tail)[0]) == 2
+    ledger.forget()
+    ledger.append(trial(1, val_loss=1.0))  # before the tail looks again
+    read(tail)
+    assert tail.outdated

@@ -237,6 +237,16 @@ def test_what_exists_is_refused_before_any_work_and_left_alone(
     assert (tmp_path / "out").read_text() == "mine"
 
 
+def test_a_damaged_dataset_is_refused(storage, trial, dataset, tmp_path):
+    damaged = shutil.copytree(dataset.path, tmp_path / "data")
+    content = bytearray((damaged / "clips.arrow").read_bytes())
+    content[len(content) // 2] ^= 1
+    (damaged / "clips.arrow").write_bytes(content)
+    with pytest.raises(DatasetError, match="altered, cut short"):
+        promote(storage, trial.id, tmp_path / "out", dataset=str(damaged))
+    assert not (tmp_path / "out").exists()
+
+
 def test_another_dataset_is_refused(storage, trial, tmp_path):
     other = prepare_demo(tmp_path / "data", n_train=1, n_validation=1, clip_seconds=0.5, seed=5)
     assert_refused(

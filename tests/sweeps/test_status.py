@@ -10,7 +10,7 @@ from sweeps.ledger import Ledger, SweepFacts
 from sweeps.objectives import objective
 from sweeps.standing import Outcomes, Standing
 from sweeps.status import StatusReader, watch
-from sweeps.trial import Attempt, Candidate, Reason, Trial
+from sweeps.trial import Attempt, Candidate, Reason, Status, Trial
 from tests.sweeps.fakes import run_of, trial_of
 
 WIDTHS = {"DilatedConvStack.channels": (1, 2, 3, 4, 5, 6, 7, 8)}
@@ -221,3 +221,14 @@ def test_a_configuration_that_cannot_be_read_here_costs_the_reference_only(tmp_p
         ledger.append(trial_of("s", candidate(channels)))
     standing = StatusReader(tmp_path, "s").read().standing
     assert (standing.front_size, standing.best) == (2, 1.25)
+
+
+def test_a_reader_begins_anew_when_failed_trials_are_forgotten(ledger, tmp_path):
+    reader = StatusReader(tmp_path, "s")
+    ledger.append(trial_of("s", candidate(4), seconds=60.0))
+    ledger.append(Trial("s", candidate(1), reason=Reason.DIVERGED))
+    assert (reader.read().standing.finished, reader.read().standing.counts[Status.FAILED]) == (2, 1)
+    ledger.forget()
+    assert (reader.read().standing.finished, reader.read().standing.counts[Status.FAILED]) == (1, 0)
+    ledger.append(trial_of("s", candidate(1), seconds=60.0))
+    assert reader.read().standing.finished == 2

@@ -1,6 +1,7 @@
 """What a bench says of times that are known; one real run."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -316,6 +317,16 @@ def test_a_damaged_bundle_is_refused_before_anything_is_loaded(path, seconds_of)
     (path / "decoder.onnx").write_bytes(b"")
     with pytest.raises(BundleError, match=r"decoder\.onnx"):
         quick([path])
+    assert not seconds_of.called
+
+
+def test_a_damaged_dataset_is_refused_before_anything_is_loaded(
+    path, dataset, seconds_of, tmp_path
+):
+    damaged = shutil.copytree(dataset.path, tmp_path / "data")
+    (damaged / "clips.arrow").write_bytes((damaged / "clips.arrow").read_bytes()[:-1])
+    with pytest.raises(DatasetError, match="cut short"):
+        quick([path], dataset=damaged)
     assert not seconds_of.called
 
 

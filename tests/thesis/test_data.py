@@ -5,11 +5,15 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from thesis.data import (
     Clip,
@@ -17,12 +21,13 @@ from thesis.data import (
     Dataset,
     DatasetFacts,
     Split,
+    Statistics,
     load_dataset,
     load_facts,
     write_dataset,
 )
 from thesis.errors import ConfigError, DatasetError
-from thesis.files import check_output
+from thesis.files import check_output, sha256
 
 FORMAT = ClipFormat(
     sample_rate=16_000,
@@ -49,6 +54,32 @@ def clip(number: int, split: Split) -> Clip:
 
 
 CLIPS = [clip(0, "train"), clip(1, "validation"), clip(2, "train")]
+
+
+FACTS = DatasetFacts(
+    **vars(FORMAT),
+    schema_version=1,
+    name="d",
+    f0_estimator="invented",
+    sources={"a.wav": "00ff"},
+    skipped={},
+    split_by="recording",
+    n_train=2,
+    n_validation=1,
+    statistics=Statistics(-30.0, 10.0, 100.0, 200.0, 400.0, 1.0, 8.0),
+    fingerprint="f" * 64,
+)
+
+anything = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(codec=None))
+    | st.sampled_from(["recording", "time", 1e300, 2**60, "a" * 64]),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=5,
+)
 
 
 def write(path: Path, clips: list[Clip] = CLIPS) -> Dataset:
@@ -210,12 +241,88 @@ def test_a_missing_fact_is_an_error(tmp_path: Path, field: str) -> None:
         load_facts(tmp_path / "d")
 
 
+@given(data=st.data())
+def test_facts_of_another_type_or_range_are_an_error_in_one_line(data: st.DataObject) -> None:
+    values = json.loads(FACTS.to_json())
+    inner = data.draw(st.booleans())
+    where = values["statistics"] if inner else values
+    name = data.draw(st.sampled_from(sorted(where)))
+    where[name] = data.draw(anything)
+    try:
+        facts = DatasetFacts.from_json(json.dumps(values))
+    except DatasetError as error:
+        message, hint = error.message, error.hint
+    else:
+        found = getattr(facts.statistics if inner else facts, name)
+        assert found == where[name]
+        assert type(found) is type(getattr(FACTS.statistics if inner else FACTS, name))
+        return
+    assert message.isprintable()
+    assert len(message) < 300
+    assert hint
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("sample_rate", "16000"),
+        ("sample_rate", 10**400),
+        ("hop_size", True),
+        ("clip_seconds", float("inf")),
+        ("clip_seconds", 10**40),
+        ("n_train", -1),
+        ("n_train", 2.0),
+        ("n_validation", 0),
+        ("fingerprint", "../../../etc"),
+        ("fingerprint", "F" * 64),
+        ("fingerprint", "f" * 64 + "\n"),
+        ("sources", ["a.wav"]),
+        ("sources", {"a.wav": 1}),
+        ("skipped", {"\ud800": "x"}),
+        ("name", "\ud800"),
+        ("split_by", "luck"),
+        ("split_by", ["time"]),
+        ("statistics", [1.0] * 7),
+        ("statistics", None),
+        ("schema_version", True),
+        ("schema_version", 1.0),
+        ("schema_version", "1"),
+        ("surplus", 1),
+    ],
+)
+def test_a_fact_that_cannot_be_is_named(tmp_path: Path, name: str, value: object) -> None:
+    path = write(tmp_path / "d").path
+    text = json.dumps(json.loads(FACTS.to_json()) | {name: value})
+    (path / "dataset.json").write_text(text)
+    with pytest.raises(DatasetError, match="the facts are broken: ") as caught:
+        load_dataset(path)
+    assert name in caught.value.message or "Infinity" in caught.value.message
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "content", [b"[" * 100_000, b'{"a":' * 100_000, b"\xef\xbb\xbf{}", b"\xff\xfe{\0}\0", b"\0"]
+)
+def test_facts_that_are_no_json_are_an_error(tmp_path: Path, content: bytes) -> None:
+    path = write(tmp_path / "d").path
+    (path / "dataset.json").write_bytes(content)
+    with pytest.raises(DatasetError, match="the facts are broken: "):
+        load_facts(path)
+
+
+def test_a_path_that_cannot_be_is_no_dataset() -> None:
+    for path in ("a\0b", "a\nb", "x" * 5000):
+        with pytest.raises(DatasetError) as caught:
+            load_facts(path)
+        assert caught.value.message.isprintable()
+
+
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.999])
 def test_truncated_clips_are_an_error(tmp_path: Path, share: float) -> None:
     write(tmp_path / "d")
     clips = tmp_path / "d" / "clips.arrow"
     os.truncate(clips, int(share * clips.stat().st_size))
-    with pytest.raises(DatasetError, match="missing or broken"):
+    with pytest.raises(DatasetError, match="cut short"):
         load_dataset(tmp_path / "d")
 
 
@@ -232,6 +339,157 @@ def test_clips_of_another_dataset_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "b" / "clips.arrow").replace(tmp_path / "a" / "clips.arrow")
     with pytest.raises(DatasetError, match="not those that its facts describe"):
         load_dataset(tmp_path / "a")
+
+
+def altered(path: Path, share: float = 0.5) -> None:
+    """Flips one bit of a dataset's clips."""
+    content = bytearray((path / "clips.arrow").read_bytes())
+    content[int(share * len(content))] ^= 4
+    with (path / "clips.arrow").open("r+b") as file:
+        file.write(content)
+
+
+def test_altered_clips_are_an_error(tmp_path: Path) -> None:
+    write(tmp_path / "d")
+    altered(tmp_path / "d")
+    with pytest.raises(DatasetError, match="they were altered") as caught:
+        load_dataset(tmp_path / "d")
+    assert "sweeps prepare" in caught.value.hint
+
+
+def test_clips_are_read_once_and_again_when_their_file_is_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+
+    def counted(path: Path) -> str:
+        read.append(path)
+        return sha256(path)
+
+    path = write(tmp_path / "d").path
+    monkeypatch.setattr("thesis.data.sha256", counted)
+    load_dataset(path)
+    assert read == []
+    before = (path / "clips.arrow").stat()
+    altered(path)
+    os.utime(path / "clips.arrow", ns=(before.st_atime_ns, before.st_mtime_ns))
+    for _ in range(2):
+        with pytest.raises(DatasetError, match="they were altered"):
+            load_dataset(path)
+    altered(path)  # back to what it was
+    for _ in range(2):
+        load_dataset(path)
+    assert len(read) == 3
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("audio", np.nan),
+        ("audio", np.inf),
+        ("f0_hz", 0.0),
+        ("f0_hz", np.inf),
+        ("f0_confidence", 1.1),
+        ("f0_confidence", np.nan),
+        ("loudness_db", -np.inf),
+    ],
+)
+def test_clips_that_nothing_can_be_trained_on_are_neither_written_nor_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: str, value: float
+) -> None:
+    values = getattr(CLIPS[1], column).copy()
+    values[7] = value
+    bad = [CLIPS[0], replace(CLIPS[1], **{column: values})]
+    with pytest.raises(DatasetError, match=f"'{column}' of the clip 'a.wav@1' is not finite"):
+        write(tmp_path / "d", bad)
+    assert list(tmp_path.iterdir()) == []
+    with monkeypatch.context() as patch:  # as a stranger would
+        patch.setattr("thesis.data._in_range", lambda *_: True)
+        write(tmp_path / "d", bad)
+    monkeypatch.setattr("thesis.data._checked", {})
+    with pytest.raises(DatasetError, match=f"'{column}' in the validation clips"):
+        load_dataset(tmp_path / "d")
+
+
+def rewritten(path: Path, change: Callable[[Any], Any], **options: Any) -> None:
+    """Writes a dataset's clips anew, otherwise than this project would, and vouches for them."""
+    import pyarrow as pa
+
+    reader = pa.ipc.open_file(pa.BufferReader((path / "clips.arrow").read_bytes()))
+    tables = [change(pa.Table.from_batches([reader.get_batch(i)])) for i in range(2)]
+    how = pa.ipc.IpcWriteOptions(**options)
+    with pa.ipc.new_file(path / "clips.arrow", tables[0].schema, options=how) as writer:
+        for table in tables:
+            writer.write_table(table)
+    vouched(path)
+
+
+def vouched(path: Path) -> None:
+    facts = replace(load_facts(path), fingerprint=sha256(path / "clips.arrow"))
+    (path / "dataset.json").write_text(facts.to_json())
+
+
+def with_a_null(table: Any) -> Any:
+    import pyarrow as pa
+
+    column = table["f0_hz"].combine_chunks()
+    values = pa.array([None, *column.to_pylist()[1:]], type=column.type)
+    return table.set_column(table.schema.get_field_index("f0_hz"), "f0_hz", values)
+
+
+def with_a_null_within(table: Any) -> Any:
+    import pyarrow as pa
+
+    column = table["f0_hz"].combine_chunks().to_pylist()
+    column[0][3] = None
+    values = pa.array(column, type=table["f0_hz"].type)
+    return table.set_column(table.schema.get_field_index("f0_hz"), "f0_hz", values)
+
+
+def as_extension(table: Any) -> Any:
+    import pyarrow as pa
+
+    column = table["audio"].combine_chunks()
+    kind = pa.fixed_shape_tensor(pa.float32(), [column.type.list_size])
+    index = table.schema.get_field_index("audio")
+    return table.set_column(index, "audio", pa.ExtensionArray.from_storage(kind, column))
+
+
+def as_dictionary(table: Any) -> Any:
+    column = table["source"].combine_chunks().dictionary_encode()
+    return table.set_column(table.schema.get_field_index("source"), "source", column)
+
+
+@pytest.mark.parametrize(
+    ("change", "options"),
+    [
+        (with_a_null, {}),
+        (with_a_null_within, {}),
+        (as_extension, {}),
+        (as_dictionary, {}),
+        (lambda table: table, {"compression": "zstd"}),
+        (lambda table: table, {"compression": "lz4"}),
+        (lambda table: table.slice(0, 1), {}),
+    ],
+)
+def test_clips_of_another_form_are_an_error_whoever_vouches_for_them(
+    tmp_path: Path, change: Callable[[Any], Any], options: dict[str, Any]
+) -> None:
+    path = write(tmp_path / "d").path
+    rewritten(path, lambda table: table)
+    load_dataset(path)
+    rewritten(path, change, **options)
+    with pytest.raises(DatasetError, match="not those that its facts describe"):
+        load_dataset(path)
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "clips.arrow"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / "d").path
+    (path / name).unlink()
+    os.mkfifo(path / name)
+    with pytest.raises(DatasetError):
+        load_dataset(path)
 
 
 # --- Writing, wholly or not at all ---
@@ -323,10 +581,17 @@ def test_subsampled_clips_keep_their_audio_and_every_nth_frame(
         ("hop_size", 1024),
         ("clip_seconds", 0.0),
         ("clip_seconds", 0.2001),
+        ("clip_seconds", -1.0),
+        ("clip_seconds", 1e300),
+        ("clip_seconds", float("inf")),
+        ("clip_seconds", float("nan")),
+        ("clip_hop_seconds", float("inf")),
         ("clip_hop_seconds", 0.3),
         ("clip_hop_seconds", 0.0),
         ("clip_hop_seconds", float("nan")),
         ("f0_min_hz", 0.0),
+        ("f0_min_hz", float("nan")),
+        ("f0_max_hz", float("inf")),
         ("f0_max_hz", 60.0),
         ("f0_max_hz", 9000.0),
     ],

@@ -1,0 +1,149 @@
+"""What is checked of a launch before anything starts: by itself, by `--dry-run`, for a SLURM job.
+
+Nothing here writes, and nothing starts Ray.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sweeps.attempt import load
+from sweeps.config import RunConfig
+from sweeps.errors import LedgerError, SweepError
+from sweeps.ledger import Ledger, SweepFacts, check_name, list_sweeps
+from sweeps.loggers import check_installed
+from sweeps.shipping import shipped_facts
+from sweeps.stopping import stopping_rule
+from sweeps.storage import Location
+from sweeps.trial import Trial
+from thesis.data import DatasetFacts, load_dataset
+from thesis.errors import DatasetError
+
+EVALUATOR = "sweeps.evaluate:stages"
+MEASURER = "thesis.measure:measure_rtf"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A launch that may begin.
+
+    Attributes:
+      facts: What the sweep is.
+      ledger: Of the sweep, which may not be made yet.
+      data: What the dataset is.
+      dataset: Where it is, as an absolute path.
+      known: Trials of another sweep, which inform the search.
+      told: A line about these; '' without another sweep.
+    """
+
+    facts: SweepFacts
+    ledger: Ledger
+    data: DatasetFacts
+    dataset: str
+    known: tuple[Trial, ...] = ()
+    told: str = ""
+
+
+def plan(
+    name: str,
+    run: RunConfig,
+    *,
+    dataset: str,
+    trials: int,
+    storage: str,
+    warm_start: str | None = None,
+    ship: bool = False,
+    log: Sequence[str] = (),
+    evaluator: str = EVALUATOR,
+    measurer: str = MEASURER,
+    cpus_per_trial: float = 1,
+    cpus_here: int | None = None,
+) -> Plan:
+    """Returns what a launch is about to do, if it can.
+
+    What only a cluster can tell is left to the launch: whether there is one, and whether a trial
+    fits on it.
+
+    Args:
+      name: As all up to `cpus_per_trial`, see `launch`.
+      run: The resolved configuration.
+      dataset: Folder of the dataset.
+      trials: Number of finished trials that the sweep shall hold.
+      storage: Where the ledger is kept.
+      warm_start: Another sweep in the same storage.
+      ship: Send the dataset to the nodes.
+      log: What to log to as well.
+      evaluator: What evaluates a candidate.
+      measurer: What measures a model.
+      cpus_per_trial: CPUs that a trial claims.
+      cpus_here: CPUs of the only node that there will be; None for those of a cluster.
+
+    Raises:
+      SweepError: The name will not do, a different sweep has it, the sweep to learn from is not
+        there, what evaluates or measures cannot be loaded, it cannot be logged to what was asked
+        for, or a trial needs more CPUs than there are.
+      ConfigError: The sampler needs what is not installed.
+      DatasetError: There is no dataset, or it is damaged.
+      LedgerError: The storage cannot be used.
+    """
+    from sweeps.search import Search, known_from  # Optuna takes a second
+
+    check_name(name)
+    check_installed(log)
+    if cpus_here is not None and cpus_per_trial > cpus_here:
+        raise SweepError(
+            f"a trial asks for {cpus_per_trial:g} CPUs, this machine has {cpus_here}",
+            hint="lower the CPUs of a trial",
+        )
+    for function in (evaluator, measurer):
+        load(function)
+    location = Location.of(storage)
+    _check_writable(location, name)
+    dataset = str(Path(dataset).absolute())
+    data = _dataset_facts(location, name, dataset, ship=ship)
+    baseline = run.space.baseline()
+    facts = SweepFacts(
+        name=name,
+        gin_config=run.text,
+        dataset_fingerprint=data.fingerprint,
+        objectives=run.sweep.objectives,
+        dataset_path=dataset,
+        trials_asked=trials,
+        limits=run.sweep.limits.given,
+        baseline=baseline.id if baseline else "",
+    )
+    ledger = Ledger.planned(location, name, facts)
+    Search(run.space, run.sweep)
+    stopping_rule(run.sweep)
+    known, told = list[Trial](), ""
+    if warm_start:
+        known, told = known_from(Ledger.open(location, warm_start), run, data.fingerprint)
+    return Plan(facts, ledger, data, dataset, tuple(known), told)
+
+
+def _dataset_facts(location: Location, sweep: str, dataset: str, *, ship: bool) -> DatasetFacts:
+    """Returns what a dataset is, whether it is here or was shipped for the sweep."""
+    try:
+        return load_dataset(dataset).facts
+    except DatasetError:
+        if Path(dataset).exists() or not (ship or sweep in list_sweeps(location)):
+            raise
+        shipped = shipped_facts(location, sweep)
+        if shipped is None:
+            raise
+        return shipped  # the clips are checked where they arrive
+
+
+def _check_writable(location: Location, sweep: str) -> None:
+    """Raises LedgerError for a storage that shows already that it cannot be written to."""
+    folder = location.local_folder
+    if folder is None:
+        location.entries("")  # it answers
+        return
+    nearest = next(path for path in (folder / sweep, folder, *folder.parents) if path.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)):
+        raise LedgerError(
+            f"cannot write to {folder}: '{nearest}' is no folder that can be written to",
+            hint="give another --storage, or ask for permission on it",
+        )
