@@ -100,9 +100,8 @@ def plan(
         load(function)
     location = Location.of(storage)
     _check_writable(location, name)
-    dataset = str(Path(dataset).absolute())
     data = _dataset_facts(location, name, dataset, ship=ship)
-    baseline = run.space.baseline()
+    dataset, baseline = str(Path(dataset).absolute()), run.space.baseline()
     facts = SweepFacts(
         name=name,
         gin_config=run.text,

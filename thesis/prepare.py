@@ -385,7 +385,7 @@ def _map(
     # Forking a process that has run TensorFlow or Arrow can deadlock the child: spawn.
     spawn = multiprocessing.get_context("spawn")
     others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(n_workers, spawn, _end_on_interrupt) as pool:
+    with ProcessPoolExecutor(n_workers, spawn, _leave_interrupts) as pool:
         with _interrupts_ignored():  # by workers that are starting, too
             futures = deque(pool.submit(analyse, source) for source in sources)
         try:
@@ -405,14 +405,14 @@ def _map(
             raise
 
 
-def _end_on_interrupt() -> None:
-    """Lets Ctrl-C, which reaches every process, end a worker without a traceback."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def _leave_interrupts() -> None:
+    """Leaves Ctrl-C, which reaches every process, to the one that waits: it ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    """Ignores Ctrl-C for a moment, in processes that are started in it until they say otherwise."""
+    """Ignores Ctrl-C for a moment, and in the processes that are started in it for good."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
