@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from sweeps import __version__
 from sweeps.errors import SweepError, nearest
+from sweeps.shown import safe, safe_lines, safe_uri
 from thesis.errors import BenchError, ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    print(safe(line), file=sys.stderr)
 
 
 # --- Verbs ---------------------------------------------------------------------------------------
@@ -216,11 +217,12 @@ def _print_plan(run: "RunConfig", options: argparse.Namespace) -> None:
         + (f"cluster {options.address}" if options.address else "local cluster")
     )
     print(f"data: {options.data}, {facts.n_train} + {facts.n_validation} clips")
-    print(f"storage: {options.storage}\n\n{run.text}")
+    print(f"storage: {safe(options.storage)}\n\n{safe_lines(run.text)}")
 
 
 def _slurm(options: argparse.Namespace) -> None:
     from sweeps.slurm import SlurmJob, sbatch_script, write_script
+    from sweeps.storage import check_no_credentials
 
     launch = _parser().parse_args(["launch", *options.launch])
     if launch.address or launch.dry_run:
@@ -233,6 +235,7 @@ def _slurm(options: argparse.Namespace) -> None:
             f"a trial asks for {launch.cpus_per_trial:g} CPUs, a node has {options.cpus_per_node}",
             hint="raise --cpus-per-node, or lower --cpus-per-trial",
         )
+    check_no_credentials(launch.storage)
     _run_to_launch(launch)  # what is wrong with it, is said now and not when the job's turn comes
     job = SlurmJob(
         launch.name,
@@ -251,27 +254,34 @@ def _slurm(options: argparse.Namespace) -> None:
 
 
 def _status(options: argparse.Namespace) -> None:
-    from sweeps.ledger import list_sweeps
-    from sweeps.status import StatusReader
+    from sweeps.status import StatusReader, read_all
     from sweeps.tables import print_json, print_status, print_statuses
 
     if options.watch is not None:
         _watch(options)
         return
-    names = [options.sweep] if options.sweep else list_sweeps(options.storage)
-    statuses = [StatusReader(options.storage, name).read() for name in names]
+    statuses, errors = (
+        ([StatusReader(options.storage, options.sweep).read()], list[UserError]())
+        if options.sweep
+        else read_all(options.storage)
+    )
     if options.json:
         print_json([status.to_record() for status in statuses])
+    elif options.sweep:
+        print_status(statuses[0])
+    elif statuses:
+        print_statuses(statuses)
+    for line in (line for status in statuses for line in status.damaged):
+        _say(f"warning: {line}")
+    if errors:
+        raise errors[0]
+    if options.json:
         return
-    if not names:
+    if not statuses:
         _say(f"no sweeps in '{options.storage}'")
         _say("next: sweeps launch --name NAME --data DATASET --trials 16")
         return
-    if options.sweep:
-        print_status(statuses[0])
-    else:
-        print_statuses(statuses)
-    _say(f"next: sweeps front {names[0]}{_storage_flag(options)}")
+    _say(f"next: sweeps front {statuses[0].sweep}{_storage_flag(options)}")
 
 
 def _watch(options: argparse.Namespace) -> None:
@@ -350,7 +360,7 @@ def _show(options: argparse.Namespace) -> None:
         return
     print_trial(trial)
     if options.gin:
-        print(f"\n{trial.provenance.gin_config}")
+        print(f"\n{safe_lines(trial.provenance.gin_config)}")
 
 
 def _promote(options: argparse.Namespace) -> None:
@@ -451,7 +461,8 @@ def _ledger_export(options: argparse.Namespace) -> None:
 def _ledger_compact(options: argparse.Namespace) -> None:
     from sweeps.ledger import Ledger
 
-    merged = Ledger.open(options.storage, options.sweep).compact(fully=True)
+    ledger = Ledger.open(options.storage, options.sweep)
+    merged = ledger.compact(fully=True, tell=lambda line: _say(f"warning: {line}"))
     print(f"'{options.sweep}': {merged:,} files merged")
 
 
@@ -489,7 +500,9 @@ def _stderr_console() -> "Console":
 
 
 def _storage_flag(options: argparse.Namespace) -> str:
-    return "" if options.storage == _default_storage() else f" --storage {options.storage}"
+    if options.storage == _default_storage():
+        return ""
+    return f" --storage {shlex.quote(safe_uri(options.storage))}"
 
 
 # --- Options -------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ Only this module and its helpers (`sweeps.cluster`, `sweeps.loggers`, `sweeps.re
 `sweeps.worker`) import Ray.
 """
 
-import json
 import pickle
 import shutil
 import signal
@@ -173,6 +172,8 @@ def launch(
     data = _dataset_facts(dataset, storage, name)
     dataset = str(Path(dataset).absolute())
     ledger = _ledger(name, run, dataset, trials, storage)
+    for damage in ledger.pass_over_damaged():
+        on_event(Warned(f"{damage.message}; it counts as finished until you {damage.hint}"))
     standing = _standing(ledger, run)
     on_event(SweepBegan(name, trials, standing))
     if standing.finished >= trials:
@@ -181,7 +182,10 @@ def launch(
         on_event(Warned(others))
     known: list[Trial] = []
     if warm_start:
-        known, told = known_from(Ledger.open(storage, warm_start), run, data.fingerprint)
+        other = Ledger.open(storage, warm_start)
+        for damage in other.pass_over_damaged():
+            on_event(Warned(damage.message))
+        known, told = known_from(other, run, data.fingerprint)
         on_event(Noted(told))
     loggers = Loggers(log, ledger, on_event)
     with (
@@ -189,9 +193,18 @@ def launch(
         scratch_folder(ledger) as scratch,
     ):
         # The ids of all records are small. The records need not be.
-        on_record, started = ledger.ids(), ledger.started()
+        on_record = ledger.ids()
+        started = ledger.started(tell=lambda line: on_event(Warned(line)))
         objectives = [objective(metric) for metric in run.sweep.objectives]
         history = ledger.history(objectives, HISTORY)
+        started, history, foreign = _of_space(run, started, history)
+        if foreign:
+            on_event(
+                Warned(
+                    f"{foreign} trials of '{name}' have values that its space does not have: the "
+                    "search passes over them"
+                )
+            )
         shared = Shared(
             ledger=ledger,
             run=run,
@@ -246,6 +259,15 @@ def launch(
         interrupted=driver.interrupted and held < trials,
         used_up="" if held >= trials else driver.used_up,
     )
+
+
+def _of_space(
+    run: RunConfig, started: Sequence[Attempt], history: Sequence[Trial]
+) -> tuple[list[Attempt], list[Trial], int]:
+    """Returns what the search may be told of, and how many others there are: somebody put them."""
+    ours = [attempt for attempt in started if run.space.holds(attempt.candidate)]
+    known = [trial for trial in history if run.space.holds(trial.candidate)]
+    return ours, known, len(started) - len(ours) + len(history) - len(known)
 
 
 def _dataset_facts(dataset: str, storage: str, sweep: str) -> DatasetFacts:
@@ -308,15 +330,11 @@ def _steps_spent(ledger: Ledger) -> int:
 
 def _of_other_releases(ledger: Ledger) -> str:
     """Returns what to say of trials that releases with another minor version recorded, if any."""
-    texts = Counter(
-        text for batch in ledger.scan(("versions",)) for text in batch.texts("versions")
-    )
     here = __version__.split(".")[:2]
     others: Counter[str] = Counter()
-    for text, count in texts.items():
-        version = json.loads(text or "{}").get(PROJECT, "unknown")
-        if version.split(".")[:2] != here:
-            others[version] += count
+    for batch in ledger.scan(("versions",)):
+        found = Counter(versions.get(PROJECT, "unknown") for versions in batch.versions())
+        others.update({v: count for v, count in found.items() if v.split(".")[:2] != here})
     if not others:
         return ""
     return (

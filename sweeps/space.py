@@ -204,6 +204,11 @@ class SearchSpace:
                 raise SpaceError(f"{binding} is {value!r}, here {ours.get(binding)!r}")
         return candidate
 
+    def holds(self, candidate: Candidate) -> bool:
+        """Returns whether a candidate, which others may have written, has values of axes here."""
+        domains = {axis.name: axis.domain for axis in self.axes}
+        return all(name in domains and value in domains[name] for name, value in candidate.values)
+
     def _values_of(self, config: ModelConfig) -> dict[str, AxisValue]:
         return {a.name: _value_of(config, a.binding) for a in self.axes}
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +18,7 @@ from rich.text import Text
 
 from sweeps.objectives import metric
 from sweeps.pareto import ParetoFront
+from sweeps.shown import safe
 from sweeps.standing import duration
 from sweeps.trial import METRICS, Attempt, Trial
 
@@ -41,9 +43,9 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Prints a table to stdout, numbers to the right; never cut to the width of a pipe."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for i, name in enumerate(columns):
-        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
+        table.add_column(Text(safe(name)), justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(safe(cell)) for cell in row))  # which is no markup
     Console(width=None if sys.stdout.isatty() else 250, highlight=False).print(table)
 
 
@@ -123,7 +125,9 @@ def front_json(front: ParetoFront, sweep: str) -> dict[str, Any]:
 
 def front_record(trial: Trial) -> dict[str, Any]:
     """Returns a trial's record without the configuration text, which `sweeps show` gives."""
-    record = trial.to_record() | {"x_real_time": metric("x_real_time").of(trial)}
+    speed = metric("x_real_time").of(trial)
+    known = speed is not None and math.isfinite(speed)
+    record = trial.to_record() | {"x_real_time": speed if known else None}
     return {key: value for key, value in record.items() if key != "gin_config"}
 
 
@@ -131,7 +135,7 @@ def print_trial(trial: Trial) -> None:
     """Prints one trial in full."""
     print(f"trial {trial.id} of '{trial.sweep}': {trial.status.value}")
     if trial.reason:
-        print(f"  {trial.reason.value}: {trial.detail}")
+        print(f"  {trial.reason.value}: {safe(trial.detail)}")
     for title, values in (
         ("candidate", dict(trial.candidate.values)),
         ("measured", {name: _value(trial, name) for name in METRICS}),
@@ -141,10 +145,10 @@ def print_trial(trial: Trial) -> None:
         if not values:
             continue
         print(f"\n{title}")
-        width = max(map(len, values))
-        for name, value in values.items():
-            if value not in ("", None):
-                print(f"  {name:{width}}  {value}")
+        shown = {safe(name): safe(str(v)) for name, v in values.items() if v not in ("", None)}
+        width = max(map(len, shown), default=0)
+        for name, value in shown.items():
+            print(f"  {name:{width}}  {value}")
 
 
 def _provenance(trial: Trial) -> dict[str, Any]:
@@ -167,7 +171,7 @@ def _provenance(trial: Trial) -> dict[str, Any]:
 
 def print_statuses(statuses: Sequence["SweepStatus"]) -> None:
     """Prints where sweeps stand, a line each."""
-    hidden = {"hypervolume_reference", "seconds_left", "launched_on", "running", "at"}
+    hidden = {"hypervolume_reference", "seconds_left", "launched_on", "running", "damaged", "at"}
     records = [status.to_record() for status in statuses]
     columns = [name for name in dict.fromkeys(chain(*records)) if name not in hidden]
     rows = [[_plain(record.get(column)) for column in columns] for record in records]
@@ -176,7 +180,7 @@ def print_statuses(statuses: Sequence["SweepStatus"]) -> None:
 
 def print_status(status: "SweepStatus") -> None:
     """Prints where one sweep stands, and what runs where since when."""
-    print(status_line(status))
+    print(safe(status_line(status)))
     if status.running:
         print()
         columns = ["trial", "host", "for", "workers lost"]
@@ -198,7 +202,7 @@ def status_picture(status: "SweepStatus", shown: int) -> Group:
         lines.append(f"  {trial} on {host or 'no host yet'} for {since}{again}")
     if (others := len(status.running) - shown) > 0:
         lines.append(f"  and {others} more")
-    return Group(*map(Text, lines))
+    return Group(*(Text(safe(line)) for line in lines))
 
 
 def _attempt_row(attempt: Attempt, now: float) -> list[str]:
