@@ -74,7 +74,7 @@ from sweeps.records import (
 )
 from sweeps.standing import Outcomes
 from sweeps.storage import Location
-from sweeps.stored import UnixTime, fields_of, json_object
+from sweeps.stored import UnixTime, fields_of, json_object, short
 from sweeps.trial import SCHEMA_VERSION, Attempt, Reason, Status, Trial
 from sweeps.trial_ids import Numbers, TrialIds, first_of_each, number_of
 
@@ -120,8 +120,10 @@ class SweepFacts:
           ValueError: It has written no such text.
         """
         facts = cls(**fields_of(cls, json_object(data)))
-        if not facts.objectives:
-            raise ValueError("it has no objectives")
+        if not _SWEEP.fullmatch(facts.name):
+            raise ValueError(f"'name' is {short(facts.name)}")
+        if not (facts.objectives and all(map(_METRIC.fullmatch, facts.objectives))):
+            raise ValueError("'objectives' are no names of metrics")
         if "\0" in facts.dataset_path:
             raise ValueError("'dataset_path' is no path")
         return facts
@@ -145,6 +147,7 @@ def _first_different_line(a: str, b: str) -> tuple[str, str]:
 
 
 _SWEEP = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_METRIC = re.compile("[A-Za-z0-9_]{1,100}")
 _VERSION = re.compile("[0-9a-f]{32}")
 
 

@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 
 from sweeps.errors import DamagedError, LedgerError
 from sweeps.pareto import REASONS, Column, Ints, Records
+from sweeps.shown import safe
 from sweeps.standing import Outcomes
-from sweeps.stored import UnixTime, checked, fields_of, is_time, json_object
+from sweeps.stored import UnixTime, checked, fields_of, is_time, json_object, short
 from sweeps.trial import (
     METRICS,
     SCHEMA_VERSION,
@@ -140,7 +141,7 @@ def _reason(name: str) -> Reason:
         return Reason[name]
     except KeyError:
         raise LedgerError(
-            f"a record gives '{name}' as its reason, which is unknown here",
+            f"a record gives {short(name)} as its reason, which is unknown here",
             hint=UPGRADE,
         ) from None
 
@@ -205,30 +206,32 @@ def declared_schema(schema: pa.Schema) -> pa.Schema:
     """
     if len(set(schema.names)) < len(schema):
         raise ValueError("two columns have one name")
-    fields = [SCHEMA.field(f.name) if f.name in SCHEMA.names else f for f in schema]
-    return pa.schema(fields)
+    return pa.schema([_FIELDS.get(field.name, field) for field in schema])
+
+
+_FIELDS = {field.name: field for field in SCHEMA}
 
 
 def declared(table: pa.Table) -> pa.Table:
     """Returns a table with its columns in their declared types, as far as they are known here.
 
     Raises:
+      ValueError: Two columns have one name.
       pa.ArrowException: One cannot be made its type.
     """
-    return table.cast(declared_schema(table.schema))
+    if table.schema.equals(SCHEMA):  # as nearly all are, and it takes no time to see
+        return table
+    schema = declared_schema(table.schema)
+    return table if table.schema.equals(schema) else table.cast(schema)
 
 
 def conform(table: pa.Table, names: Sequence[str]) -> pa.Table:
     """Returns these columns in their declared types; null where an older file has none."""
-    columns = {}
-    for name in names:
-        kind = SCHEMA.field(name).type
-        if name not in table.column_names:
-            columns[name] = pa.nulls(len(table), kind)
-        else:
-            column = table[name]
-            columns[name] = column if column.type == kind else column.cast(kind)
-    return pa.table(columns)
+    table = declared(table)
+    for name in {*names} - {*table.column_names}:
+        nothing = pa.nulls(len(table), _FIELDS[name].type)
+        table = table.append_column(_FIELDS[name], nothing)
+    return table.select(names)
 
 
 def read_rows(source: pa.NativeFile, columns: Sequence[str] | None, rows: Ints | None) -> pa.Table:
@@ -314,7 +317,7 @@ def check_single(table: pa.Table, sweep: str, *, whole: bool) -> None:
     (row,) = conform(table, SCHEMA.names if whole else ("trial_id", *SINGLE_CHECKS)).to_pylist()
     _candidate(row)
     if row["sweep"] != sweep:
-        raise ValueError(f"it is of sweep {row['sweep']!r}")
+        raise ValueError(f"it is of sweep {short(row['sweep'])}")
     if whole:
         trial_of({**row, "reason": None})  # a reason of a newer release may be
 
@@ -380,7 +383,7 @@ class Batch:
 
         def trial(row: Mapping[str, Any]) -> Trial:
             if row["sweep"] != self.sweep:
-                raise ValueError(f"it is of sweep {row['sweep']!r}")
+                raise ValueError(f"it is of sweep {short(row['sweep'])}")
             return trial_of(row)
 
         return self._each(self.table.to_pylist(), trial)
@@ -448,7 +451,7 @@ def newer(file: str, version: float) -> LedgerError:
 
 def damaged(file: str, error: Exception) -> DamagedError:
     """Returns what is said of a file that holds no records."""
-    said = str(error).partition("\n")[0]
+    said = safe(str(error).partition("\n")[0])
     return DamagedError(f"{file} is not a readable record: {said}", hint=MEND)
 
 

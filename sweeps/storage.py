@@ -23,7 +23,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from sweeps.errors import DamagedError, LedgerError
-from sweeps.shown import has_credentials, safe_uri
+from sweeps.shown import has_credentials, safe, safe_uri
 from sweeps.stored import MOST_BYTES
 
 S = TypeVar("S")
@@ -37,6 +37,9 @@ _PATIENCE_SECONDS = 30.0
 _FIRST_PAUSE_SECONDS = 0.1
 """Before the second attempt. Each pause is twice the last, less up to a half by chance, so that
 many workers that were throttled together do not come back together."""
+
+_FEW = 16
+"""Files of a local disk that are read before a second thread would have started."""
 
 _LEFTOVER_SECONDS = 24 * 3600
 """No write takes so long, and few clocks of machines that share a storage are so far apart."""
@@ -195,7 +198,7 @@ class Location:
                 place = os.path.join(self.path, *parts[:depth])  # noqa: PTH118  called for each record
                 if os.path.islink(place):  # noqa: PTH114
                     raise _is_link(place)
-        return str(PurePosixPath(self.path, *parts))
+        return "/".join(filter(None, (self.path.rstrip("/"), name))) or self.path
 
     def make_folder(self, name: str) -> None:
         """Makes a folder and those above it. Object stores have none."""
@@ -263,7 +266,8 @@ class Location:
         try:
             return function(self.parse(name, small))
         except ValueError as error:
-            raise DamagedError(f"{self.show(name)} cannot be read: {error}", hint=hint) from error
+            said = safe(str(error))
+            raise DamagedError(f"{self.show(name)} cannot be read: {said}", hint=hint) from error
 
     def parse(self, name: str, function: Callable[[pa.NativeFile], T]) -> T:
         """Returns what a function makes of an open file; it is called again if the storage fails.
@@ -370,7 +374,10 @@ class Location:
     def each(self, function: Callable[[S], T], items: Sequence[S]) -> list[T]:
         """Returns what a function returns for each file, many of them at once."""
         # A local disk answers at once and Python is what takes time; object stores take theirs.
-        threads = 2 if isinstance(self.filesystem, fs.LocalFileSystem) else 32
+        local = isinstance(self.filesystem, fs.LocalFileSystem)
+        if local and len(items) < _FEW:
+            return [function(item) for item in items]
+        threads = 2 if local else 32
         with ThreadPoolExecutor(threads) as pool:
             return list(pool.map(function, items))
 

@@ -4,6 +4,7 @@ Whoever wrote a storage may have written anything. What comes out of here has th
 fields of a dataclass declare, and numbers are finite and of a size that everything can count with.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -90,13 +91,13 @@ def checked(name: str, value: Any, declared: Any) -> Any:
         return _CHECKS[declared](name, value)
     if isinstance(declared, type) and isinstance(value, declared):  # read before
         return value
-    raise ValueError(f"{_short(name)} is {_short(value)}")
+    raise ValueError(f"{short(name)} is {short(value)}")
 
 
 def _step(name: str, key: str) -> int:
     if key.isdecimal() and len(key) < 19:
         return int(key)
-    raise ValueError(f"{_short(name)} has a step {_short(key)}")
+    raise ValueError(f"{short(name)} has a step {short(key)}")
 
 
 def scalar(name: str, value: Any) -> bool | int | float | str:
@@ -113,7 +114,7 @@ def scalar(name: str, value: Any) -> bool | int | float | str:
         return value
     if isinstance(value, float) and math.isfinite(value):
         return value
-    raise ValueError(f"{_short(name)} is {_short(value)}")
+    raise ValueError(f"{short(name)} is {short(value)}")
 
 
 def text(name: str, value: Any) -> str:
@@ -122,15 +123,17 @@ def text(name: str, value: Any) -> str:
     Raises:
       ValueError: It is none, or holds half a character.
     """
-    if isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value):
-        return value
-    raise ValueError(f"{_short(name)} is {_short(value)}, no text")
+    if isinstance(value, str):
+        with contextlib.suppress(UnicodeEncodeError):
+            value.encode()
+            return value
+    raise ValueError(f"{short(name)} is {short(value)}, no text")
 
 
 def _count(name: str, value: Any) -> int:
     if type(value) is int and 0 <= value <= _LARGEST_INT:
         return value
-    raise ValueError(f"{_short(name)} is {_short(value)}, no whole number from 0")
+    raise ValueError(f"{short(name)} is {short(value)}, no whole number from 0")
 
 
 def _number(name: str, value: Any) -> float:
@@ -138,14 +141,14 @@ def _number(name: str, value: Any) -> float:
         return value
     if type(value) is int and abs(value) <= _LARGEST_INT:
         return float(value)
-    raise ValueError(f"{_short(name)} is {_short(value)}, no number")
+    raise ValueError(f"{short(name)} is {short(value)}, no number")
 
 
 def _time(name: str, value: Any) -> float:
     seconds = _number(name, value)
     if is_time(seconds):
         return seconds
-    raise ValueError(f"{_short(name)} is {_short(value)}, no time")
+    raise ValueError(f"{short(name)} is {short(value)}, no time")
 
 
 def is_time(seconds: Any) -> Any:
@@ -158,11 +161,11 @@ _CHECKS: Mapping[Any, Callable[[str, Any], Any]] = {
 }  # fmt: skip
 
 
-def _short(value: Any) -> str:
-    """Returns a value for a message; it may be of any size."""
+def short(value: Any) -> str:
+    """Returns a value of any size for a message: printable, forty characters at the most."""
     if isinstance(value, int) and abs(value) > _LARGEST_INT:
         return "a huge number"
     if isinstance(value, dict | list):
         return "an object" if isinstance(value, dict) else "a list"
-    shown = repr(value)
-    return shown if len(shown) <= 40 else f"{shown[:40]}..."
+    shown = ascii(value)
+    return shown if len(shown) <= 40 else f"{shown[:37]}..."
