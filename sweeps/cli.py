@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from sweeps import __version__
+from sweeps.credentials import safe_uri, without_credentials
 from sweeps.errors import SweepError, nearest
-from sweeps.shown import safe, safe_lines, safe_uri
 from thesis.errors import BenchError, ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _say(line: str) -> None:
-    print(safe(line), file=sys.stderr)
+    print(without_credentials(line), file=sys.stderr)
 
 
 # --- Verbs ---------------------------------------------------------------------------------------
@@ -217,7 +217,7 @@ def _print_plan(run: "RunConfig", options: argparse.Namespace) -> None:
         + (f"cluster {options.address}" if options.address else "local cluster")
     )
     print(f"data: {options.data}, {facts.n_train} + {facts.n_validation} clips")
-    print(f"storage: {safe(options.storage)}\n\n{safe_lines(run.text)}")
+    print(f"storage: {safe_uri(options.storage)}\n\n{run.text}")
 
 
 def _slurm(options: argparse.Namespace) -> None:
@@ -360,7 +360,7 @@ def _show(options: argparse.Namespace) -> None:
         return
     print_trial(trial)
     if options.gin:
-        print(f"\n{safe_lines(trial.provenance.gin_config)}")
+        print(f"\n{trial.provenance.gin_config}")
 
 
 def _promote(options: argparse.Namespace) -> None:

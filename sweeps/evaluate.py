@@ -21,7 +21,6 @@ from sweeps import __version__
 from sweeps.config import Limits, SweepConfig, parse_candidate, parse_run
 from sweeps.errors import LedgerError
 from sweeps.feasibility import broken_limit, closed_form_metrics
-from sweeps.stored import fields_of, json_object
 from sweeps.trial import PROJECT, Candidate, Measurement, Provenance, Reason, Trial
 from thesis.config import MeasureConfig, ModelConfig
 from thesis.data import Clips, Dataset, Split, load_dataset
@@ -264,11 +263,12 @@ class _History:
 
     @classmethod
     def read(cls, file: Path) -> "_History":
-        """Returns what another worker has left, if one has and it can be read."""
-        try:
-            return cls(**fields_of(cls, json_object(file.read_bytes())))
-        except (FileNotFoundError, ValueError):  # rungs that are passed have no losses then
+        """Returns what another worker has left, if one has."""
+        if not file.exists():
             return cls()
+        values = json.loads(file.read_text())
+        curve = {int(step): loss for step, loss in values["curve"].items()}
+        return cls(curve, values["train_seconds"])
 
     def write(self, file: Path) -> None:
         whole = file.with_suffix(".new")

@@ -73,7 +73,7 @@ from sweeps.records import (
     table_of,
 )
 from sweeps.standing import Outcomes
-from sweeps.storage import Location
+from sweeps.storage import Location, files_in
 from sweeps.stored import UnixTime, fields_of, json_object, short
 from sweeps.trial import SCHEMA_VERSION, Attempt, Reason, Status, Trial
 from sweeps.trial_ids import Numbers, TrialIds, first_of_each, number_of
@@ -135,7 +135,7 @@ class SweepFacts:
             if f.compare and mine != theirs:
                 if f.name == "gin_config":
                     mine, theirs = _first_different_line(mine, theirs)
-                return f"{f.name} is {mine!r} there and {theirs!r} here"
+                return f"{f.name} is {short(mine, 200)} there and {short(theirs, 200)} here"
         return ""
 
 
@@ -634,6 +634,7 @@ class Ledger:
         with contextlib.suppress(DamagedError):
             before = self._version(place)
         self._check_there()
+        files_in(folder)  # no link among them
         self.location.copy_in(folder, f"{place}/{version}")
         self._put(_complete(place), json.dumps({"folder": version}).encode(), replace=True)
         if before is not None:

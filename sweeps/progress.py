@@ -17,7 +17,6 @@ from rich.table import Table
 from rich.text import Text
 
 from sweeps.evaluate import Progress as Stage
-from sweeps.shown import safe
 from sweeps.standing import Outcomes, Standing
 from sweeps.trial import Candidate, Trial
 
@@ -350,7 +349,7 @@ def _bar(done: int, of: int) -> ProgressBar:
 
 
 def _print(console: Console, line: str) -> None:
-    console.print(safe(line), markup=False, highlight=False, soft_wrap=True)
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _name(candidate: Candidate) -> str:

@@ -19,9 +19,8 @@ import pyarrow.parquet as pq
 
 from sweeps.errors import DamagedError, LedgerError
 from sweeps.pareto import REASONS, Column, Ints, Records
-from sweeps.shown import safe
 from sweeps.standing import Outcomes
-from sweeps.stored import UnixTime, checked, fields_of, is_time, json_object, short
+from sweeps.stored import UnixTime, checked, fields_of, in_a_line, is_time, json_object, short
 from sweeps.trial import (
     METRICS,
     SCHEMA_VERSION,
@@ -451,8 +450,7 @@ def newer(file: str, version: float) -> LedgerError:
 
 def damaged(file: str, error: Exception) -> DamagedError:
     """Returns what is said of a file that holds no records."""
-    said = safe(str(error).partition("\n")[0])
-    return DamagedError(f"{file} is not a readable record: {said}", hint=MEND)
+    return DamagedError(f"{file} is not a readable record: {in_a_line(error)}", hint=MEND)
 
 
 def numbers_in(column: pa.ChunkedArray) -> Numbers:

@@ -22,9 +22,9 @@ from typing import TypeVar
 import pyarrow as pa
 from pyarrow import fs
 
+from sweeps.credentials import has_credentials, safe_uri
 from sweeps.errors import DamagedError, LedgerError
-from sweeps.shown import has_credentials, safe, safe_uri
-from sweeps.stored import MOST_BYTES
+from sweeps.stored import MOST_BYTES, in_a_line
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -266,7 +266,7 @@ class Location:
         try:
             return function(self.parse(name, small))
         except ValueError as error:
-            said = safe(str(error))
+            said = in_a_line(error)
             raise DamagedError(f"{self.show(name)} cannot be read: {said}", hint=hint) from error
 
     def parse(self, name: str, function: Callable[[pa.NativeFile], T]) -> T:
@@ -385,7 +385,7 @@ class Location:
         """Copies the files of a local folder to a new one here. Not in one step.
 
         Raises:
-          LedgerError: They cannot be copied, or one is a link. Nothing of them stays.
+          LedgerError: They cannot be copied. Nothing of them stays.
         """
 
         def copy(name: str) -> None:
@@ -396,7 +396,8 @@ class Location:
             self._do("copy files to", target, lambda: fs.copy_files(*paths, local, self.filesystem))
 
         try:
-            self.each(copy, files_in(source))
+            files = [path for path in sorted(source.rglob("*")) if path.is_file()]
+            self.each(lambda path: copy(path.relative_to(source).as_posix()), files)
         except LedgerError:
             with contextlib.suppress(LedgerError):
                 self.delete_folder(folder)

@@ -161,11 +161,21 @@ _CHECKS: Mapping[Any, Callable[[str, Any], Any]] = {
 }  # fmt: skip
 
 
-def short(value: Any) -> str:
-    """Returns a value of any size for a message: printable, forty characters at the most."""
+def short(value: Any, most: int = 40) -> str:
+    """Returns a value of any size for a message: printable, so many characters at the most."""
     if isinstance(value, int) and abs(value) > _LARGEST_INT:
         return "a huge number"
     if isinstance(value, dict | list):
         return "an object" if isinstance(value, dict) else "a list"
     shown = ascii(value)
-    return shown if len(shown) <= 40 else f"{shown[:37]}..."
+    return shown if len(shown) <= most else f"{shown[: most - 3]}..."
+
+
+def in_a_line(error: Exception) -> str:
+    """Returns what an error says first, printable: it may quote what it could not read."""
+    said = str(error).partition("\n")[0][:_LONGEST]
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in said)
+
+
+_LONGEST = 300
+"""Characters of what another library says that a message holds."""

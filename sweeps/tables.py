@@ -18,7 +18,6 @@ from rich.text import Text
 
 from sweeps.objectives import metric
 from sweeps.pareto import ParetoFront
-from sweeps.shown import safe
 from sweeps.standing import duration
 from sweeps.trial import METRICS, Attempt, Trial
 
@@ -43,9 +42,9 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Prints a table to stdout, numbers to the right; never cut to the width of a pipe."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for i, name in enumerate(columns):
-        table.add_column(Text(safe(name)), justify="left" if i == 0 else "right", no_wrap=True)
+        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*(Text(safe(cell)) for cell in row))  # which is no markup
+        table.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 250, highlight=False).print(table)
 
 
@@ -135,7 +134,7 @@ def print_trial(trial: Trial) -> None:
     """Prints one trial in full."""
     print(f"trial {trial.id} of '{trial.sweep}': {trial.status.value}")
     if trial.reason:
-        print(f"  {trial.reason.value}: {safe(trial.detail)}")
+        print(f"  {trial.reason.value}: {trial.detail}")
     for title, values in (
         ("candidate", dict(trial.candidate.values)),
         ("measured", {name: _value(trial, name) for name in METRICS}),
@@ -145,10 +144,10 @@ def print_trial(trial: Trial) -> None:
         if not values:
             continue
         print(f"\n{title}")
-        shown = {safe(name): safe(str(v)) for name, v in values.items() if v not in ("", None)}
-        width = max(map(len, shown), default=0)
-        for name, value in shown.items():
-            print(f"  {name:{width}}  {value}")
+        width = max(map(len, values))
+        for name, value in values.items():
+            if value not in ("", None):
+                print(f"  {name:{width}}  {value}")
 
 
 def _provenance(trial: Trial) -> dict[str, Any]:
@@ -180,7 +179,7 @@ def print_statuses(statuses: Sequence["SweepStatus"]) -> None:
 
 def print_status(status: "SweepStatus") -> None:
     """Prints where one sweep stands, and what runs where since when."""
-    print(safe(status_line(status)))
+    print(status_line(status))
     if status.running:
         print()
         columns = ["trial", "host", "for", "workers lost"]
@@ -202,7 +201,7 @@ def status_picture(status: "SweepStatus", shown: int) -> Group:
         lines.append(f"  {trial} on {host or 'no host yet'} for {since}{again}")
     if (others := len(status.running) - shown) > 0:
         lines.append(f"  and {others} more")
-    return Group(*(Text(safe(line)) for line in lines))
+    return Group(*map(Text, lines))
 
 
 def _attempt_row(attempt: Attempt, now: float) -> list[str]:

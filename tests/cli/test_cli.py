@@ -900,32 +900,6 @@ def test_a_hint_can_be_pasted_where_the_storage_has_options(
     assert shlex.split(command) == ["sweeps", "front", "s", "--storage", uri]
 
 
-HOSTILE = "[/red]\x1b]0;title\x07\x1b[2J\nhint: rm -rf ~ \u202e"
-
-
-def test_nothing_that_others_wrote_is_obeyed_by_a_terminal(
-    storage: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    ledger = Ledger.open(storage, "tiny")
-    provenance = Provenance(
-        host=HOSTILE, host_fingerprint=HOSTILE, dataset_fingerprint=HOSTILE,
-        versions={HOSTILE: HOSTILE}, gin_config=HOSTILE,
-    )  # fmt: skip
-    hostile = replace(trial(1, 1.0, 0.1), candidate=Candidate.of({HOSTILE: HOSTILE}))
-    ledger.append(replace(hostile, provenance=provenance))
-    ledger.append(replace(FAILED, candidate=Candidate.of({"x": HOSTILE}), detail=HOSTILE))
-    ledger.mark_started(Attempt(Candidate.of({HOSTILE: 1}), host=HOSTILE, began_at=1.0))
-    failed = Candidate.of({"x": HOSTILE}).id
-    with leased(ledger.location, "tiny"):
-        for arguments in (["status"], ["status", "tiny"], ["front", "tiny"], ["show", hostile.id],
-                          ["show", hostile.id, "--gin"], ["show", failed]):  # fmt: skip
-            assert run(*arguments, "--storage", storage) == 0
-            out, err = capsys.readouterr()
-            assert all(c.isprintable() or c == "\n" for c in out + err)
-            if "--gin" not in arguments:
-                assert "\nhint: rm" not in out + err
-
-
 READING = [
     ["status", "tiny"],
     ["front", "tiny"],
@@ -1004,14 +978,3 @@ def test_status_says_which_started_mark_is_damaged(
     assert run("status", "tiny", "--json", "--storage", storage) == 0
     (record,) = json.loads(capsys.readouterr().out)
     assert str(mark) in record["damaged"][0]
-
-
-def test_a_front_for_programs_is_json_whatever_the_numbers_are(
-    storage: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    still = replace(trial(1, 1.0, 0.1), candidate=Candidate.of({"channels": 1}))
-    measurement = replace(still.measurement, rtf=0.0)
-    Ledger.open(storage, "tiny").append(replace(still, measurement=measurement))
-    assert run("front", "tiny", "--json", "--storage", storage) == 0
-    records = json.loads(capsys.readouterr().out)["front"]
-    assert [r["x_real_time"] for r in records if r["rtf"] == 0.0] == [None]

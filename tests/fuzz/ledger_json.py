@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sweeps.evaluate import _History
 from sweeps.lease import LeaseWatch
 from sweeps.ledger import Ledger, SweepFacts, Tail, list_sweeps
 from sweeps.objectives import objective
@@ -36,7 +35,6 @@ SEEDS: list[bytes] = [
     CANDIDATE.to_json().encode(),
     b'{"holder": "a", "host": "h", "machine": "m", "pid": 1, "started": "1", "renewals": 3}',
     b'{"folder": "0123456789abcdef0123456789abcdef"}',
-    b'{"curve": {"100": 2.5, "200": 1.25}, "train_seconds": 12.5}',
     b"[]",
     b'"\\ud800"',
     b'{"a": 1e999, "b": -0.0, "c": NaN, "d": [[{}]], "e": null}',
@@ -67,10 +65,6 @@ def refused_in_a_line() -> Iterator[None]:
 def check(data: bytes) -> None:
     """Reads the input in place of each file; raises what no verb turns into a line and a hint."""
     ledger, folder = _sweep()
-    history = folder / "history.json"
-    history.write_bytes(data)
-    _History.read(history)
-
     (folder / "lease.json").write_bytes(data)
     with refused_in_a_line():
         LeaseWatch(ledger.location, "s").host()

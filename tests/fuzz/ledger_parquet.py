@@ -42,7 +42,8 @@ TRIAL = Trial(
 OTHERS = [replace(TRIAL, candidate=Candidate.of({"channels": n})) for n in (1, 2, 3)]
 
 
-def _file(table: pa.Table, **options: object) -> bytes:
+def file_of(table: pa.Table, **options: object) -> bytes:
+    """Returns a table as a Parquet file."""
     sink = io.BytesIO()
     pq.write_table(table, sink, **options)
     return sink.getvalue()
@@ -51,16 +52,16 @@ def _file(table: pa.Table, **options: object) -> bytes:
 def _with(name: str, value: object) -> bytes:
     """Returns the record with another value in a column, of whatever type it is."""
     table = pa.table({**{k: [v] for k, v in row_of(TRIAL).items()}, name: [value]})
-    return _file(table, compression="none")
+    return file_of(table, compression="none")
 
 
 SEEDS: list[bytes] = [
     one_record(TRIAL),
     one_record(replace(TRIAL, reason=Reason.DIVERGED)),
-    _file(table_of([TRIAL, *OTHERS[:1]]), compression="none"),
-    _file(table_of([TRIAL] * 3), compression="none", use_dictionary=False),
-    _file(SCHEMA.empty_table()),
-    _file(pa.table({"a": [1]})),
+    file_of(table_of([TRIAL, *OTHERS[:1]]), compression="none"),
+    file_of(table_of([TRIAL] * 3), compression="none", use_dictionary=False),
+    file_of(SCHEMA.empty_table()),
+    file_of(pa.table({"a": [1]})),
     _with("candidate", "[[]]"),
     _with("curve", '{"1": "x"}'),
     _with("versions", "{}"),

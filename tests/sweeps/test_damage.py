@@ -13,6 +13,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sweeps import ledger as ledger_module
 from sweeps.errors import DamagedError, LedgerError
@@ -20,8 +22,10 @@ from sweeps.export import export_table
 from sweeps.lease import LeaseWatch
 from sweeps.ledger import Ledger, Tail, find_trial
 from sweeps.objectives import objective
+from sweeps.records import SCHEMA, row_of
 from sweeps.storage import Location
 from sweeps.trial import Attempt, Candidate, Provenance, Reason
+from tests.fuzz import ledger_json, ledger_parquet
 from tests.sweeps.test_ledger import facts, trial
 
 OBJECTIVES = [objective("val_loss"), objective("rtf_ratio")]
@@ -157,6 +161,34 @@ def test_numbers_that_are_no_good_are_shown_as_they_are(ledger, sweep, tmp_path)
     for name, value in {"val_loss": float("nan"), "rtf": -1.0, "rtf_ratio": float("inf")}.items():
         rewrite(single(sweep), column(name, [value]))
         assert errors_of(ledger, tmp_path) == []
+
+
+json_texts = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner, max_size=2),
+    max_leaves=4,
+).map(json.dumps)
+cells = st.one_of(
+    st.none(), st.booleans(), st.integers(-(2**63), 2**63 - 1), st.floats(), st.text(),
+    st.binary(max_size=12), st.lists(st.floats(), max_size=2), json_texts,
+    st.dictionaries(st.sampled_from("ab"), st.integers(0, 9), min_size=1),
+)  # fmt: skip
+
+
+@given(st.dictionaries(st.sampled_from([*SCHEMA.names, "other"]), cells, min_size=1, max_size=3))
+@settings(max_examples=60)
+def test_any_values_in_a_record_are_taken_or_refused_in_a_line(values):
+    row = {name: [value] for name, value in row_of(ledger_parquet.TRIAL).items()}
+    others = {name: [value] for name, value in values.items()}
+    ledger_parquet.check(ledger_parquet.file_of(pa.table({**row, **others})))
+
+
+@pytest.mark.parametrize("target", [ledger_json, ledger_parquet], ids=lambda m: m.__name__)
+def test_what_was_found_by_fuzzing_stays_mended(target):
+    for data in target.SEEDS:
+        target.check(data)
+        target.check(data[: len(data) // 2])
+        target.check(data * 2)
 
 
 @pytest.mark.parametrize("count", [0, 2])
@@ -511,6 +543,23 @@ def test_link_among_artefacts_leads_nowhere(ledger, sweep, outside, tmp_path, pl
     assert not any(
         path.read_text() == "mine" for path in tmp_path.rglob("out/**/*") if path.is_file()
     )
+
+
+@pytest.mark.parametrize("place", ["", "folder"])
+def test_link_in_a_folder_that_is_stored_is_refused(ledger, sweep, outside, tmp_path, place):
+    model = tmp_path / "model"
+    (model / "folder").mkdir(parents=True)
+    (model / "model").write_text("m")
+    ledger.put_artifacts(trial(3).id, model)
+    (model / place / "link").symlink_to(outside / "secret")
+    for put in (ledger.put_artifacts, ledger.put_work):
+        with pytest.raises(DamagedError, match="is a link"):
+            put(trial(3).id, model)
+    ledger.get_artifacts(trial(3).id, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model"]
+    assert not [
+        path for path in sweep.rglob("*") if path.is_file() and path.read_bytes() == b"mine"
+    ]
 
 
 @pytest.mark.parametrize("trial_id", ["..", "../x", "a/../b", "/x", "a\\b", ""])

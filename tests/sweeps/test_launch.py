@@ -324,12 +324,12 @@ def test_links_in_a_work_folder_are_removed_and_not_written_through(shared, tmp_
     precious.mkdir()
     for name in ("decoder.onnx", "step"):
         (precious / name).write_text("1")
-    for planted in ("folder", "inside"):
-        candidate = channels(1 if planted == "folder" else 2)
+    for number, planted in enumerate(("folder", "nothing", "inside"), start=1):
+        candidate = channels(number)
         workdir = shared.workdir(candidate)
-        if planted == "folder":
+        if planted != "inside":
             workdir.parent.mkdir(parents=True, exist_ok=True)
-            workdir.symlink_to(precious)
+            workdir.symlink_to(precious if planted == "folder" else tmp_path / "nothing")
         else:
             workdir.mkdir(parents=True)
             (workdir / "artifacts").symlink_to(precious)

@@ -1,4 +1,3 @@
-import dataclasses
 import platform
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -6,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.errors import LedgerError
 from sweeps.ledger import Ledger, SweepFacts
 from sweeps.shipping import dataset_here, ship_dataset
 from tests.sweeps.fakes import make_dataset
@@ -76,46 +74,3 @@ def test_several_workers_of_a_machine_may_fetch_at_once(ledger, dataset, cache):
         found = set(pool.map(lambda _: dataset_here(ledger, dataset), range(8)))
     assert len(found) == 1
     assert [folder.name for folder in cache.iterdir()] == [FINGERPRINT]
-
-
-@pytest.mark.parametrize("fingerprint", ["../../mine", "/mine", "..", "", "a/b", "a\0"])
-def test_fingerprint_in_a_sweep_file_becomes_no_path(ledger, dataset, tmp_path, fingerprint):
-    ship_dataset(ledger, dataset)
-    facts = dataclasses.replace(ledger.facts, dataset_fingerprint=fingerprint)
-    before = {path for path in tmp_path.rglob("*") if "runs" not in path.parts}
-    with pytest.raises(DatasetError, match="has the fingerprint"):
-        dataset_here(Ledger(ledger.location, facts), str(tmp_path / "nowhere"))
-    assert {path for path in tmp_path.rglob("*") if "runs" not in path.parts} == before
-
-
-def test_dataset_that_is_not_the_sweep_s_is_not_kept(ledger, tmp_path, cache):
-    ship_dataset(ledger, make_dataset(tmp_path / "other", "b" * 64))
-    with pytest.raises(DatasetError, match="is not the dataset of the sweep") as caught:
-        dataset_here(ledger, str(tmp_path / "nowhere"))
-    assert "--ship" in caught.value.hint
-    assert list(cache.iterdir()) == []
-
-
-def test_links_of_a_dataset_are_neither_shipped_nor_fetched(ledger, dataset, tmp_path, cache):
-    (tmp_path / "secret").write_text("mine")
-    (Path(dataset) / "clips").symlink_to(tmp_path / "secret")
-    with pytest.raises(LedgerError, match="is a link"):
-        ship_dataset(ledger, dataset)
-    assert not ledger.location.exists("s/dataset/complete")
-    (Path(dataset) / "clips").unlink()
-    ship_dataset(ledger, dataset)
-    shutil.rmtree(dataset)
-    Path(ledger.location.at("s/dataset"), "clips").symlink_to(tmp_path / "secret")
-    with pytest.raises(LedgerError, match="is a link"):
-        dataset_here(ledger, dataset)
-    assert list(cache.iterdir()) == []
-
-
-def test_no_home_is_an_error_that_says_what_to_set(ledger, dataset, monkeypatch):
-    ship_dataset(ledger, dataset)
-    shutil.rmtree(dataset)
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
-    with pytest.raises(DatasetError, match="no home") as caught:
-        dataset_here(ledger, dataset)
-    assert "XDG_CACHE_HOME" in caught.value.hint

@@ -1,7 +1,6 @@
-"""What may be printed: lines without credentials, and without what a terminal would obey.
+"""Credentials that users put into URIs: what may be printed, and what may be written down.
 
-Names, hosts and errors come from storages that others write, URIs from users who put a key into
-them. Standard library only.
+Standard library only, as whatever prints asks it.
 """
 
 import re
@@ -22,19 +21,9 @@ _SAFE_OPTIONS = {
 _HIDDEN = "***"
 
 
-def safe(text: str) -> str:
-    """Returns a text as one printable line; credentials in its URIs are left out or read '***'."""
-    line = _URI.sub(lambda found: safe_uri(found[0]), text)
-    return "".join(c if c.isprintable() else _escaped(c) for c in line)
-
-
-def safe_lines(text: str) -> str:
-    """Returns a text of several lines, as a configuration is, without control characters."""
-    return "".join(c if c.isprintable() or c in "\n\t" else _escaped(c) for c in text)
-
-
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape").decode()
+def without_credentials(text: str) -> str:
+    """Returns a text without the credentials of URIs in it, as `safe_uri` shows them."""
+    return _URI.sub(lambda found: safe_uri(found[0]), text)
 
 
 def safe_uri(uri: str) -> str:
