@@ -131,7 +131,6 @@ def evaluate_and_record(
         return ledger.get(candidate.id)
     started_at = time.time()
     ledger.mark_started(replace(attempt, host=platform.node(), began_at=started_at))
-    workdir.mkdir(parents=True, exist_ok=True)
     fetch(ledger, candidate.id, workdir)
     task = Task(ledger.name, candidate, shared.run.text_for(candidate), dataset)
     try:

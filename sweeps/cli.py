@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from sweeps import __version__
+from sweeps.credentials import safe_uri, without_credentials
 from sweeps.errors import SweepError, nearest
 from sweeps.printable import in_a_line, show, show_text
 from thesis.errors import BenchError, ConfigError, UserError
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _say(line: str) -> None:
-    print(in_a_line(line), file=sys.stderr)
+    print(in_a_line(without_credentials(line)), file=sys.stderr)
 
 
 # --- Verbs ---------------------------------------------------------------------------------------
@@ -237,13 +238,14 @@ def _print_plan(plan: "Plan", run: "RunConfig", options: argparse.Namespace) -> 
         + (f"cluster {options.address}" if options.address else "local cluster")
     )
     show(f"data: {options.data}, {plan.data.n_train} + {plan.data.n_validation} clips")
-    show(f"storage: {options.storage}")
+    show(f"storage: {safe_uri(options.storage)}")
     show()
     show_text(run.text)
 
 
 def _slurm(options: argparse.Namespace) -> None:
     from sweeps.slurm import SlurmJob, sbatch_script, write_script
+    from sweeps.storage import check_no_credentials
 
     launch = _parser().parse_args(["launch", *options.launch])
     if launch.address or launch.dry_run:
@@ -256,6 +258,7 @@ def _slurm(options: argparse.Namespace) -> None:
             f"a trial asks for {launch.cpus_per_trial:g} CPUs, a node has {options.cpus_per_node}",
             hint="raise --cpus-per-node, or lower --cpus-per-trial",
         )
+    check_no_credentials(launch.storage)
     # What is wrong with it is said now, and not when the job's turn comes.
     _plan(_run_to_launch(launch), launch, cpus_here=options.cpus_per_node)
     job = SlurmJob(
@@ -275,27 +278,34 @@ def _slurm(options: argparse.Namespace) -> None:
 
 
 def _status(options: argparse.Namespace) -> None:
-    from sweeps.ledger import list_sweeps
-    from sweeps.status import StatusReader
+    from sweeps.status import StatusReader, read_all
     from sweeps.tables import print_json, print_status, print_statuses
 
     if options.watch is not None:
         _watch(options)
         return
-    names = [options.sweep] if options.sweep else list_sweeps(options.storage)
-    statuses = [StatusReader(options.storage, name).read() for name in names]
+    statuses, errors = (
+        ([StatusReader(options.storage, options.sweep).read()], list[UserError]())
+        if options.sweep
+        else read_all(options.storage)
+    )
     if options.json:
         print_json([status.to_record() for status in statuses])
+    elif options.sweep:
+        print_status(statuses[0])
+    elif statuses:
+        print_statuses(statuses)
+    for line in (line for status in statuses for line in status.damaged):
+        _say(f"warning: {line}")
+    if errors:
+        raise errors[0]
+    if options.json:
         return
-    if not names:
+    if not statuses:
         _say(f"no sweeps in '{options.storage}'")
         _say("next: sweeps launch --name NAME --data DATASET --trials 16")
         return
-    if options.sweep:
-        print_status(statuses[0])
-    else:
-        print_statuses(statuses)
-    _say(f"next: sweeps front {names[0]}{_storage_flag(options)}")
+    _say(f"next: sweeps front {statuses[0].sweep}{_storage_flag(options)}")
 
 
 def _watch(options: argparse.Namespace) -> None:
@@ -493,7 +503,8 @@ def _ledger_export(options: argparse.Namespace) -> None:
 def _ledger_compact(options: argparse.Namespace) -> None:
     from sweeps.ledger import Ledger
 
-    merged = Ledger.open(options.storage, options.sweep).compact(fully=True)
+    ledger = Ledger.open(options.storage, options.sweep)
+    merged = ledger.compact(fully=True, tell=lambda line: _say(f"warning: {line}"))
     show(f"'{options.sweep}': {merged:,} files merged")
 
 
@@ -531,7 +542,9 @@ def _stderr_console() -> "Console":
 
 
 def _storage_flag(options: argparse.Namespace) -> str:
-    return "" if options.storage == _default_storage() else f" --storage {options.storage}"
+    if options.storage == _default_storage():
+        return ""
+    return f" --storage {shlex.quote(safe_uri(options.storage))}"
 
 
 # --- Options -------------------------------------------------------------------------------------

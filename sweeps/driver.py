@@ -25,6 +25,7 @@ from sweeps.progress import (
     TrialEnded,
     TrialRetried,
     Waited,
+    Warned,
 )
 from sweeps.search import Search, screen
 from sweeps.stopping import StoppingRule, Verdict, Waiting, most_promising
@@ -399,7 +400,7 @@ class Driver:
         self._steps_spent += trial.provenance.train_steps
         if self._on_record % COMPACT_EVERY == 0:
             with contextlib.suppress(LedgerError):  # it was for speed only; no record is lost
-                self.shared.ledger.compact()
+                self.shared.ledger.compact(tell=lambda line: self.on_event(Warned(line)))
         self._search.record(trial)
         self._rule.learn(trial)
 

@@ -26,6 +26,18 @@ class LedgerError(UserError):
     """A ledger that cannot be read or written."""
 
 
+class DamagedError(LedgerError):
+    """What a storage holds is not what it should be: damaged, or made by somebody else.
+
+    Trying again does not help. Where it need not be read, others of its kind may be gone on with.
+
+    Attributes:
+      name: Of the file in its storage, where it is one of many.
+    """
+
+    name = ""
+
+
 def nearest(name: str, known: Iterable[str], *, otherwise: str) -> str:
     """Returns a hint that offers the known name nearest to a misspelt one."""
     matches = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+import stat
 import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -55,12 +56,16 @@ def export_table(
 def appearing(path: Path, *, replace: bool) -> Iterator[Path]:
     """Gives a file its name when the block is through with it; whole or not at all.
 
+    Nothing but a file is replaced: no device, pipe, folder or link.
+
     Yields:
       Where to write it.
 
     Raises:
       SweepError: There is such a file already, or it cannot be written.
     """
+    if not path.name or (os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode)):
+        raise SweepError(f"'{path}' is no file", hint="give the name of a file to write")
     temporary = path.with_name(f"_{path.name}.{uuid.uuid4().hex}")
     try:
         if path.exists() and not replace:
@@ -83,8 +88,8 @@ def appearing(path: Path, *, replace: bool) -> Iterator[Path]:
 def _schema(ledger: Ledger) -> pa.Schema:
     kinds = defaultdict[str, set[type]](set)
     for batch in ledger.scan(("candidate",)):
-        for text in batch.texts("candidate"):
-            for axis, value in json.loads(text).items():
+        for candidate in batch.candidates():
+            for axis, value in candidate.values:
                 kinds[axis].add(type(value))
     names = [name for name in SCHEMA.names if name not in _RENAMED]
     return pa.schema(

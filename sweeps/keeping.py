@@ -4,13 +4,14 @@ Where records are on a file system, trials train in a folder beside them: nothin
 """
 
 import contextlib
+import os
 import shutil
 import time
 from collections.abc import Generator
 from pathlib import Path
 from typing import TypeVar
 
-from sweeps.errors import LedgerError
+from sweeps.errors import DamagedError, LedgerError
 from sweeps.evaluate import Progress
 from sweeps.ledger import Ledger
 
@@ -52,20 +53,35 @@ def keeping(
 
 
 def fetch(ledger: Ledger, trial_id: str, folder: Path) -> None:
-    """Brings a trial's work folder here, if another machine has kept it since it was here.
+    """Makes a trial's work folder, and brings what another machine has kept since it was here.
 
     Raises:
-      LedgerError: It cannot be fetched.
+      LedgerError: It cannot be made or fetched.
     """
+    _remove_links(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     if ledger.location.local_folder is not None:
         return
     mark = folder / _VERSION_FILE
-    version = ledger.work_version(trial_id)
-    if version is None or (mark.exists() and mark.read_text() == version):
+    try:
+        version = ledger.work_version(trial_id)
+    except DamagedError:
+        return  # it begins anew, or with what is here
+    if version is None or (mark.exists() and mark.read_bytes() == version.encode()):
         return
     shutil.rmtree(folder)
     ledger.get_work(trial_id, folder)
     mark.write_text(version)
+
+
+def _remove_links(folder: Path) -> None:
+    """Removes links from a work folder: a trial would write over what they lead to, or store it."""
+    if folder.is_symlink():
+        folder.unlink()
+    for here, folders, files in os.walk(folder):
+        for path in (Path(here, name) for name in (*folders, *files)):
+            if path.is_symlink():
+                path.unlink()
 
 
 def _state(folder: Path) -> dict[Path, tuple[int, int]]:

@@ -10,7 +10,6 @@ Only this module and its helpers (`sweeps.cluster`, `sweeps.loggers`, `sweeps.re
 """
 
 import contextlib
-import json
 import pickle
 import shutil
 import signal
@@ -206,14 +205,16 @@ def launch(
     )
     is_new = not planned.ledger.is_made
     ledger = Ledger.create(storage, name, planned.facts)
+    for damage in ledger.pass_over_damaged():
+        on_event(Warned(f"{damage.message}; it counts as finished until you {damage.hint}"))
     standing = _standing(ledger, run)
     on_event(SweepBegan(name, trials, standing))
     if standing.finished >= trials:
         return LaunchReport(name, ledger.uri, trials, standing.finished, counts=standing.counts)
     if others := _of_other_releases(ledger):
         on_event(Warned(others))
-    if planned.told:
-        on_event(Noted(planned.told))
+    for line in planned.told:
+        on_event(Noted(line))
     with (
         _claimed(ledger, is_new, waiting=lambda line: on_event(Warned(line))) as lost,
         scratch_folder(ledger) as scratch,
@@ -221,9 +222,17 @@ def launch(
         loggers = Loggers(log, ledger, on_event)
         # The ids of all records are small. The records need not be.
         on_record = ledger.ids()
-        started = [a for a in ledger.started() if run.space.holds(a.candidate)]
+        started = ledger.started(tell=lambda line: on_event(Warned(line)))
         objectives = [objective(metric) for metric in run.sweep.objectives]
         history = ledger.history(objectives, HISTORY)
+        started, history, foreign = _of_space(run, started, history)
+        if foreign:
+            on_event(
+                Warned(
+                    f"{foreign} trials of '{name}' have values that its space does not have: the "
+                    "search passes over them"
+                )
+            )
         shared = Shared(
             ledger=ledger,
             run=run,
@@ -280,6 +289,15 @@ def launch(
         used_up="" if held >= trials else driver.used_up,
         counts=standing.counts + Counter(trial.status for trial in driver.recorded),
     )
+
+
+def _of_space(
+    run: RunConfig, started: Sequence[Attempt], history: Sequence[Trial]
+) -> tuple[list[Attempt], list[Trial], int]:
+    """Returns what the search may be told of, and how many others there are: somebody put them."""
+    ours = [attempt for attempt in started if run.space.holds(attempt.candidate)]
+    known = [trial for trial in history if run.space.holds(trial.candidate)]
+    return ours, known, len(started) - len(ours) + len(history) - len(known)
 
 
 @contextmanager
@@ -364,15 +382,11 @@ def _steps_spent(ledger: Ledger) -> int:
 
 def _of_other_releases(ledger: Ledger) -> str:
     """Returns what to say of trials that releases with another minor version recorded, if any."""
-    texts = Counter(
-        text for batch in ledger.scan(("versions",)) for text in batch.texts("versions")
-    )
     here = __version__.split(".")[:2]
     others: Counter[str] = Counter()
-    for text, count in texts.items():
-        version = json.loads(text or "{}").get(PROJECT, "unknown")
-        if version.split(".")[:2] != here:
-            others[version] += count
+    for batch in ledger.scan(("versions",)):
+        found = Counter(versions.get(PROJECT, "unknown") for versions in batch.versions())
+        others.update({v: count for v, count in found.items() if v.split(".")[:2] != here})
     if not others:
         return ""
     return (

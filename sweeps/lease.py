@@ -19,11 +19,12 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 from sweeps.errors import LedgerError, SweepError
 from sweeps.storage import Location
+from sweeps.stored import fields_of, json_object
 
 RENEWAL_SECONDS = 5.0
 """Time between two renewals by the holder."""
@@ -73,6 +74,13 @@ class _Lease:
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "_Lease":
+        values = fields_of(cls, json_object(data))
+        if missing := [f.name for f in fields(cls) if f.name not in values]:
+            raise ValueError(f"'{missing[0]}' is missing")  # this process's own would stand in
+        return cls(**values)
 
     @property
     def alive(self) -> bool | None:
@@ -222,11 +230,10 @@ def _holder(location: Location, name: str) -> str:
 def _read(location: Location, name: str) -> _Lease | None:
     """Returns the lease; None where nobody holds it."""
     try:
-        return _Lease(**json.loads(location.read(name)))
+        return location.load(
+            name,
+            _Lease.from_json,
+            hint="if no launch of this sweep is running, delete it",
+        )
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as error:
-        raise LedgerError(
-            f"{location.show(name)} is no lease: {error}",
-            hint="if no launch of this sweep is running, delete it",
-        ) from error

@@ -28,7 +28,6 @@ import dataclasses
 import hashlib
 import json
 import re
-import sys
 import time
 import uuid
 from collections import Counter
@@ -40,10 +39,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sweeps.errors import LedgerError, SweepError, TrialError, nearest
+from sweeps.errors import DamagedError, LedgerError, SweepError, TrialError, nearest
 from sweeps.lease import leased
 from sweeps.objectives import Limit, Objective
 from sweeps.pareto import (
@@ -58,20 +56,27 @@ from sweeps.records import (
     GROUP_ROWS,
     NO_ROWS,
     SCHEMA,
-    UPGRADE,
+    SINGLE_CHECKS,
     Batch,
+    check_rows,
+    check_single,
     common_schema,
     conform,
+    damaged,
+    declared,
+    declared_schema,
     many_records,
+    newer,
     numbers_in,
     one_record,
     read_rows,
     table_of,
 )
 from sweeps.standing import Outcomes
-from sweeps.storage import Location
+from sweeps.storage import Location, files_in
+from sweeps.stored import UnixTime, fields_of, json_object, short
 from sweeps.trial import SCHEMA_VERSION, Attempt, Reason, Status, Trial
-from sweeps.trial_ids import Numbers, TrialIds, first_of_each
+from sweeps.trial_ids import Numbers, TrialIds, first_of_each, number_of
 
 T = TypeVar("T")
 
@@ -104,7 +109,7 @@ class SweepFacts:
     objectives: tuple[str, ...]
     dataset_path: str = field(default="", compare=False)
     trials_asked: int = field(default=0, compare=False)
-    created_at: float = field(default_factory=time.time, compare=False)
+    created_at: UnixTime = field(default_factory=time.time, compare=False)
     schema_version: int = field(default=SCHEMA_VERSION, compare=False)
     limits: Mapping[str, float] | None = field(default=None, compare=False)
     baseline: str = field(default="", compare=False)
@@ -114,17 +119,20 @@ class SweepFacts:
         return json.dumps(dataclasses.asdict(self), indent=1)
 
     @classmethod
-    def from_json(cls, text: str) -> "SweepFacts":
+    def from_json(cls, data: bytes | str) -> "SweepFacts":
         """Returns the facts that `to_json` wrote; fields that are unknown here are passed over.
 
         Raises:
-          ValueError: It is no JSON.
-          TypeError: It is not an object, or a field without a default is missing.
+          ValueError: It has written no such text.
         """
-        known = {f.name for f in dataclasses.fields(cls)}
-        values = {k: v for k, v in dict(json.loads(text)).items() if k in known}
-        _check_derived(values.get("limits"), values.get("baseline", ""))
-        return cls(**{**values, "objectives": tuple(values.get("objectives", ()))})
+        facts = cls(**fields_of(cls, json_object(data)))
+        if not _SWEEP.fullmatch(facts.name):
+            raise ValueError(f"'name' is {short(facts.name)}")
+        if not (facts.objectives and all(map(_METRIC.fullmatch, facts.objectives))):
+            raise ValueError("'objectives' are no names of metrics")
+        if "\0" in facts.dataset_path:
+            raise ValueError("'dataset_path' is no path")
+        return facts
 
     def difference(self, other: "SweepFacts") -> str:
         """Returns, in words, the first defining field in which `other` differs; '' if none does."""
@@ -133,21 +141,8 @@ class SweepFacts:
             if f.compare and mine != theirs:
                 if f.name == "gin_config":
                     mine, theirs = _first_different_line(mine, theirs)
-                return f"{f.name} is {mine!r} there and {theirs!r} here"
+                return f"{f.name} is {short(mine, 200)} there and {short(theirs, 200)} here"
         return ""
-
-
-def _check_derived(limits: Any, baseline: Any) -> None:
-    """Raises TypeError for what no release wrote into `SweepFacts`."""
-    numbers = limits.values() if isinstance(limits, dict) else ()
-    plain = all(isinstance(n, int | float) and abs(n) < _LARGEST for n in numbers)
-    if not (limits is None or (isinstance(limits, dict) and plain)):
-        raise TypeError(f"limits are {limits!r}")
-    if not isinstance(baseline, str):
-        raise TypeError(f"baseline is {baseline!r}")
-
-
-_LARGEST = sys.float_info.max
 
 
 def _first_different_line(a: str, b: str) -> tuple[str, str]:
@@ -157,9 +152,14 @@ def _first_different_line(a: str, b: str) -> tuple[str, str]:
     return next((pair for pair in zip(*padded, strict=True) if pair[0] != pair[1]), (a, b))
 
 
+_SWEEP = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_METRIC = re.compile("[A-Za-z0-9_]{1,100}")
+_VERSION = re.compile("[0-9a-f]{32}")
+
+
 def check_name(name: str) -> None:
     """Raises SweepError for a name that cannot be a folder everywhere."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+    if not _SWEEP.fullmatch(name):
         raise SweepError(
             f"'{name}' cannot be the name of a sweep",
             hint="use up to 100 letters, digits, '-', '_' and '.', with a letter or digit first",
@@ -180,6 +180,7 @@ class Ledger:
         self.facts = facts
         # Merged files never change, so what they hold need not be asked for twice.
         self._merged_numbers: dict[str, Numbers] = {}
+        self._passed_over: dict[str, DamagedError] = {}
 
     @classmethod
     def create(cls, storage: str | Path | Location, sweep: str, facts: SweepFacts) -> "Ledger":
@@ -233,13 +234,12 @@ class Ledger:
         check_name(sweep)
         location = Location.of(storage)
         try:
-            text = location.read(_facts(sweep)).decode()
+            return cls(location, _read_facts(location, sweep))
         except FileNotFoundError:
             raise SweepError(
                 f"no sweep named '{sweep}' in {location.uri}",
                 hint=nearest(sweep, list_sweeps(location), otherwise="'sweeps status' lists them"),
             ) from None
-        return cls(location, _parse_facts(text, location.show(_facts(sweep))))
 
     @property
     def name(self) -> str:
@@ -390,6 +390,9 @@ class Ledger:
         matches = ids.beginning(prefix)
         if not matches:
             raise _unknown(prefix, ids, f"'sweeps front {self.name}' lists the best")
+        for name, error in self._passed_over.items():
+            if PurePosixPath(name).stem in matches:
+                raise error
         if len(matches) > 1:
             some = ", ".join(islice(matches, 5)) + (", ..." if len(matches) > 5 else "")
             raise TrialError(
@@ -421,27 +424,33 @@ class Ledger:
 
         return _while_files_move(look)
 
-    def compact(self, *, fully: bool = False) -> int:
+    def compact(
+        self, *, fully: bool = False, tell: Callable[[str], None] = lambda line: None
+    ) -> int:
         """Merges small files into larger ones, so that many trials are read as fast as few.
 
         A thousand single records read in about a third of a second, so a sweep needs this once in
         some hundred trials. Any process may do it at any time; two at once do some work twice.
-        What writers that were killed left behind is removed when it is a day old.
+        What writers that were killed left behind is removed when it is a day old. Files that are
+        damaged stay where and as they are.
 
         Args:
           fully: Merges what there is, even where that is little.
+          tell: Is told, in a line, of each file that cannot be read.
 
         Returns:
           The number of files that were merged away.
 
         Raises:
-          LedgerError: A file cannot be read or written. Every record stays readable.
+          LedgerError: The storage cannot be used. Every record stays readable.
         """
         merged = 0
         for level, folder in enumerate(_levels(self.name)[:-1]):
-            names = self.location.names(folder, ".parquet")
+            names = [
+                n for n in self.location.names(folder, ".parquet") if n not in self._passed_over
+            ]
             if len(names) >= (2 if fully else _FAN_IN[level]):
-                merged += self._merge(names[::-1], level + 1)
+                merged += self._merge(names[::-1], level + 1, tell)
         for folder in (self.name, _started(self.name), _forgotten(self.name), *_levels(self.name)):
             self.location.delete_leftovers(folder)
         if self.location.local_folder is None:
@@ -508,7 +517,7 @@ class Ledger:
         gone = np.isin(found, [reason.name for reason in reasons])
         if not gone.any():
             return
-        if PurePosixPath(name).parent.name == _SINGLE:
+        if _is_single(name):
             self._put_hashed(_forgotten(self.name), self.location.read(name))
         else:
             schema = common_schema([self._schema(name)])
@@ -519,7 +528,7 @@ class Ledger:
 
     def _delete_leftover_work(self) -> None:
         """Deletes what a worker kept of a trial that somebody else had recorded meanwhile."""
-        kept, on_record = self.location.entries(_work(self.name)), self.ids()
+        kept, on_record = self.location.entries(_work(self.name)), self._readable_ids(level=0)
         for info in kept:
             if info.base_name in on_record:
                 self.location.delete_folder(self._work(info.base_name))
@@ -533,20 +542,66 @@ class Ledger:
         mark = self._mark(attempt.candidate.id)
         self._put(mark, attempt.to_json().encode(), replace=True)
 
-    def started(self) -> list[Attempt]:
+    def started(self, tell: Callable[[str], None] = lambda line: None) -> list[Attempt]:
         """Returns the attempts at candidates that are not finished, by id.
 
         Somebody works on them, or did when a machine was lost: only the driver can tell.
+
+        Args:
+          tell: Is told, in a line, of each mark that cannot be read. It is passed over.
         """
-        marks = self.location.names(_started(self.name), ".json")
-        finished = self.ids()
-        attempts = []
-        for mark in marks:
-            # A mark that is gone by now belongs to a trial that has just finished.
+        finished, attempts = self.ids(), []
+        for mark in self.location.names(_started(self.name), ".json"):
             if PurePosixPath(mark).stem not in finished:
-                with contextlib.suppress(FileNotFoundError):
-                    attempts.append(Attempt.from_json(self.location.read(mark).decode()))
+                try:
+                    attempts.append(self._attempt(mark))
+                except DamagedError as error:
+                    tell(error.message)
+                except FileNotFoundError:
+                    pass  # its trial has just finished
         return attempts
+
+    def _attempt(self, mark: str) -> Attempt:
+        """Returns what a started mark says.
+
+        Raises:
+          FileNotFoundError: It is gone.
+          DamagedError: It cannot be read, or is that of another candidate.
+        """
+
+        def parse(data: bytes) -> Attempt:
+            attempt = Attempt.from_json(data)
+            if attempt.candidate.id != PurePosixPath(mark).stem:
+                raise ValueError(f"it is the mark of trial {attempt.candidate.id}")
+            return attempt
+
+        return self.location.load(mark, parse, hint="delete it: the next launch begins anew")
+
+    def pass_over_damaged(self) -> list[DamagedError]:
+        """Leaves out single records that cannot be read, of all that is read here from now on.
+
+        Their ids are still known by the files' names and count as on record, so that nothing is
+        written in their place. A merged file that cannot be read remains an error: nobody knows
+        whose records it holds.
+
+        Returns:
+          What is wrong with each.
+        """
+
+        def damage(name: str) -> DamagedError | None:
+            try:
+                (part,) = self._parts_of([name])
+                self._load(part)
+            except DamagedError as error:
+                return error
+            except FileNotFoundError:  # merged by now
+                pass
+            return None
+
+        names = self.location.names(_levels(self.name)[0], ".parquet")
+        found = [error for error in self.location.each(damage, names) if error]
+        self._passed_over |= {error.name: error for error in found}
+        return found
 
     def put_artifacts(self, trial_id: str, folder: Path) -> None:
         """Stores a folder of files for a trial, in place of what was stored for it before.
@@ -600,8 +655,11 @@ class Ledger:
         return self._get_version(self._work(trial_id), folder)
 
     def _put_version(self, place: str, folder: Path) -> str:
-        before, version = self._version(place), uuid.uuid4().hex
+        before, version = None, uuid.uuid4().hex
+        with contextlib.suppress(DamagedError):
+            before = self._version(place)
         self.check_there()
+        files_in(folder)  # no link among them
         self.location.copy_in(folder, f"{place}/{version}")
         self._put(_complete(place), json.dumps({"folder": version}).encode(), replace=True)
         if before is not None:
@@ -618,9 +676,21 @@ class Ledger:
         return _while_files_move(copy)
 
     def _version(self, place: str) -> str | None:
-        """Returns the name of the folder that counts among those in a place; None if none does."""
+        """Returns the name of the folder that counts among those in a place; None if none does.
+
+        Raises:
+          DamagedError: What says so has been damaged.
+        """
+
+        def parse(data: bytes) -> str:
+            version = json_object(data).get("folder")
+            if not (isinstance(version, str) and _VERSION.fullmatch(version)):
+                raise ValueError("it names no folder")
+            return version
+
         try:
-            return str(json.loads(self.location.read(_complete(place)))["folder"])
+            hint = "delete it: what it stands for counts as not stored"
+            return self.location.load(_complete(place), parse, hint=hint)
         except FileNotFoundError:
             return None
 
@@ -675,11 +745,10 @@ class Ledger:
         columns = tuple(dict.fromkeys(("trial_id", *columns)))
         read = ("schema_version", *columns)
 
-        def load(part: _Part) -> pa.Table:
-            return conform(self._load(part, read), columns)
-
-        tables = self.location.each(load, [part for part in parts if len(part)])
-        return Batch(pa.concat_tables([NO_ROWS.select(columns), *tables]))
+        parts = [part for part in parts if len(part)]
+        tables = self.location.each(lambda part: conform(self._load(part, read), columns), parts)
+        files = [(self.location.show(part.name), len(part)) for part in parts]
+        return Batch(pa.concat_tables([NO_ROWS.select(columns), *tables]), self.name, files)
 
     def _parts(self, known: TrialIds | None = None, passed: Collection[str] = ()) -> list["_Part"]:
         """Returns what counts of each file, oldest first; the trials in `known` do not."""
@@ -707,7 +776,8 @@ class Ledger:
         """Returns the files of all trials, oldest first."""
         single = self.location.names(_levels(self.name)[0], ".parquet")
         # Listed upwards for the sake of records that move, but the upper ones came first.
-        return [*self._merged_files(level=1), *single[::-1]]
+        files = [*self._merged_files(level=1), *single[::-1]]
+        return [name for name in files if name not in self._passed_over]
 
     def _merged_files(self, level: int) -> list[str]:
         """Returns the merged files of this level and above, oldest first."""
@@ -717,51 +787,67 @@ class Ledger:
         ]
 
     def _load(self, part: "_Part", columns: Sequence[str] | None = None) -> pa.Table:
-        """Reads what counts of one file; see `_batch`."""
+        """Reads what counts of one file, some columns or all; see `_batch`."""
+        single = _is_single(part.name)
+        if single and columns is not None:  # it is read whole anyway
+            columns = [*dict.fromkeys((*columns, *SINGLE_CHECKS))]
 
         def parse(file: pa.NativeFile) -> pa.Table:
             # One request for a small file; only the columns in question of a large one.
             small = file.size() <= _SMALL_BYTES
             source = pa.BufferReader(file.read_buffer()) if small else file
-            return read_rows(source, columns, part.rows)
+            return read_rows(source, columns, None if single else part.rows)
 
-        with self._reporting_damage(part.name):
-            table = self.location.parse(part.name, parse)
-            version = pc.max(table["schema_version"]).as_py()
-        if version is not None and version > SCHEMA_VERSION:
-            raise LedgerError(
-                f"{self.location.show(part.name)} has schema version {version}, "
-                f"and this release reads up to {SCHEMA_VERSION}",
-                hint=UPGRADE,
-            )
+        with self._reporting_damage(part.name) as file:
+            table = declared(self.location.parse(part.name, parse))
+            check_rows(table, part.numbers, file)
+            if single:
+                check_single(table, self.name, whole=columns is None)
         return table
 
     @contextlib.contextmanager
-    def _reporting_damage(self, name: str) -> Iterator[None]:
+    def _reporting_damage(self, name: str) -> Iterator[str]:
+        """Has a file named by what is wrong with it. Yields its full name."""
+        file = self.location.show(name)
         try:
-            yield
+            yield file
         except FileNotFoundError:
             raise
-        except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
-            raise LedgerError(
-                f"{self.location.show(name)} is not a readable record: "
-                f"{str(error).partition(chr(10))[0]}",
-                hint="restore the file, or delete it and launch the sweep again: "
-                "what it held is run again",
-            ) from error
+        except DamagedError as error:
+            error.name = name
+            raise
+        except _DAMAGE as cause:
+            damage = damaged(file, cause)
+            damage.name = name
+            raise damage from cause
 
-    def _merge(self, names: Sequence[str], level: int) -> int:
+    def _merge(self, names: Sequence[str], level: int, tell: Callable[[str], None]) -> int:
         """Merges files into some of the given level; returns how many."""
+        left = list(names)
+        while len(left) > 1:
+            try:
+                self._merge_all(left, level)
+                break
+            except FileNotFoundError:
+                return 0  # Somebody else is at it.
+            except DamagedError as error:
+                if error.name not in left:
+                    raise
+                tell(error.message)
+                left.remove(error.name)
+        else:
+            return 0
+        self.location.each(self.location.delete, left)
+        return len(left)
+
+    def _merge_all(self, names: Sequence[str], level: int) -> None:
         # Of two records of one id, readers take that of the upper level. It stays the one.
-        upper = TrialIds(*self._numbers_of_merged(level))
-        try:
-            parts = self._parts_of(names, known=upper)
-            schema = common_schema(self.location.each(self._schema, names))
-            self._write(parts, schema, _levels(self.name)[level])
-        except FileNotFoundError:
-            return 0  # Somebody else is at it.
-        self.location.each(self.location.delete, names)
-        return len(names)
+        parts = self._parts_of(names, known=self._readable_ids(level))
+        schema = pa.schema([])
+        for name, its_schema in zip(names, self.location.each(self._schema, names), strict=True):
+            with self._reporting_damage(name):
+                schema = common_schema([schema, its_schema])
+        self._write(parts, schema, _levels(self.name)[level])
 
     def _write(self, parts: Sequence["_Part"], schema: pa.Schema, folder: str) -> None:
         """Writes whole rows, columns of other releases included, to some files of a folder."""
@@ -775,8 +861,8 @@ class Ledger:
         return pa.concat_tables(tables, promote_options="permissive")
 
     def _schema(self, name: str) -> pa.Schema:
-        schema: pa.Schema = self.location.parse(name, pq.read_schema)
-        return schema
+        with self._reporting_damage(name):
+            return declared_schema(self.location.parse(name, pq.read_schema))
 
     def _put_hashed(self, folder: str, data: bytes) -> None:
         """Writes a Parquet file that is named by what it holds: twice the same is one file."""
@@ -784,8 +870,20 @@ class Ledger:
         self._put(f"{folder}/{name}.parquet", data)
 
     def _is_merged(self, trial_id: str) -> bool:
-        number = np.uint64(int(trial_id, 16))
-        return any((numbers == number).any() for numbers in self._numbers_of_merged(level=1))
+        # In a file that is damaged it may be, and is to be recorded all the same.
+        return trial_id in self._readable_ids(level=1)
+
+    def _readable_ids(self, level: int) -> TrialIds:
+        """Returns the ids in files of this level and above, those that cannot be read left out."""
+
+        def numbers() -> list[Numbers]:
+            found = []
+            for name in self._files() if level == 0 else self._merged_files(level):
+                with contextlib.suppress(DamagedError):
+                    found.append(self._numbers_in(name))
+            return found
+
+        return TrialIds(*_while_files_move(numbers))
 
     def _numbers_of_merged(self, level: int) -> list[Numbers]:
         """Returns the ids in each merged file of this level and above."""
@@ -800,11 +898,13 @@ class Ledger:
         if name in self._merged_numbers:
             return self._merged_numbers[name]
         with self._reporting_damage(name):
-            path = PurePosixPath(name)
-            if path.parent.name == _SINGLE:
-                return np.array([int(path.stem, 16)], np.uint64)
+            if _is_single(name):
+                number = number_of(PurePosixPath(name).stem)
+                if number is None:
+                    raise ValueError("its name is no trial's id")
+                return np.array([number], np.uint64)
             table = self.location.parse(name, lambda file: read_rows(file, ["trial_id"], None))
-            self._merged_numbers[name] = numbers_in(table["trial_id"])
+            self._merged_numbers[name] = numbers_in(conform(table, ["trial_id"])["trial_id"])
         return self._merged_numbers[name]
 
     def _single(self, trial_id: str) -> str:
@@ -834,6 +934,7 @@ class Tail:
     It keeps the ids of all trials in mind, eight bytes each. Not for several threads at once.
 
     Attributes:
+      damaged: What is wrong with each started mark that cannot be read.
       outdated: Whether trials that were told are on record no more (`Ledger.forget`): what was made
         of them has to be made anew, by another tail.
     """
@@ -844,8 +945,9 @@ class Tail:
         self._objectives = objectives
         self._ids = TrialIds()
         self._files: frozenset[str] = frozenset()
-        self._attempts: dict[_Mark, Attempt] = {}
+        self._marks: dict[_Mark, Attempt | DamagedError] = {}
         self._forgotten: frozenset[str] | None = None
+        self.damaged: tuple[str, ...] = ()
         self.outdated = False
 
     def read(self, tell: Callable[[Outcomes], None]) -> list[Attempt]:
@@ -885,19 +987,25 @@ class Tail:
         marks = [
             _Mark(f"{folder}/{info.base_name}", info.size, info.mtime_ns)
             for info in location.entries(folder)
-            if info.is_file and PurePosixPath(info.base_name).stem not in self._ids
+            if info.is_file
+            and info.extension == "json"
+            and PurePosixPath(info.base_name).stem not in self._ids
         ]
-        new = [mark for mark in marks if mark not in self._attempts]
+        new = [mark for mark in marks if mark not in self._marks]
         read = dict(zip(new, location.each(self._attempt, new), strict=True))
-        known = {mark: self._attempts.get(mark) or read.get(mark) for mark in marks}
-        self._attempts = {mark: attempt for mark, attempt in known.items() if attempt}
-        return list(self._attempts.values())
+        known = {mark: self._marks.get(mark) or read.get(mark) for mark in marks}
+        self._marks = {mark: found for mark, found in known.items() if found}
+        found = self._marks.values()
+        self.damaged = tuple(f.message for f in found if isinstance(f, DamagedError))
+        return [f for f in found if isinstance(f, Attempt)]
 
-    def _attempt(self, mark: "_Mark") -> Attempt | None:
+    def _attempt(self, mark: "_Mark") -> Attempt | DamagedError | None:
         try:
-            return Attempt.from_json(self._ledger.location.read(mark.name).decode())
+            return self._ledger._attempt(mark.name)
         except FileNotFoundError:  # its trial has just finished
             return None
+        except DamagedError as error:
+            return error
 
 
 _FAN_IN = (2, 16, 16)
@@ -908,7 +1016,8 @@ _MAX_GROUPS = 20
 
 _SMALL_BYTES = 1 << 20
 
-_SINGLE = "trials"
+_DAMAGE = (pa.ArrowException, OSError, ValueError, TypeError, LookupError, OverflowError)
+"""What reading a file ends with that holds something else than records."""
 
 
 @dataclass(frozen=True)
@@ -962,6 +1071,10 @@ def _levels(sweep: str) -> tuple[str, ...]:
     return (trials, *(f"{trials}/merged-{n}" for n in range(1, len(_FAN_IN) + 1)))
 
 
+def _is_single(name: str) -> bool:
+    return PurePosixPath(name).parent.name == "trials"
+
+
 def _facts(sweep: str) -> str:
     return f"{sweep}/sweep.json"
 
@@ -1004,18 +1117,20 @@ def _restless() -> LedgerError:
 _LOOKS = 50
 
 
-def _parse_facts(text: str, where: str) -> SweepFacts:
-    try:
-        facts = SweepFacts.from_json(text)
-    except (ValueError, TypeError) as error:
-        raise LedgerError(
-            f"{where} cannot be read: {error}", hint="restore it; the records are not touched"
-        ) from error
-    if facts.schema_version > SCHEMA_VERSION:
-        raise LedgerError(
-            f"{where} has schema version {facts.schema_version}, "
-            f"and this release reads up to {SCHEMA_VERSION}",
-            hint=UPGRADE,
+def _read_facts(location: Location, sweep: str) -> SweepFacts:
+    where = location.show(_facts(sweep))
+
+    def parse(data: bytes) -> SweepFacts:
+        version = json_object(data).get("schema_version")
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise newer(where, version)
+        return SweepFacts.from_json(data)
+
+    facts = location.load(_facts(sweep), parse, hint="restore it; the records are not touched")
+    if facts.name != sweep:
+        raise DamagedError(
+            f"{where} is that of a sweep named '{facts.name}'",
+            hint="give its folder that name: records know the name of their sweep",
         )
     return facts
 
@@ -1041,7 +1156,14 @@ def list_sweeps(storage: str | Path | Location) -> list[str]:
     """
     location = Location.of(storage)
     folders = [info.base_name for info in location.entries("") if not info.is_file]
-    return sorted(name for name in folders if location.exists(_facts(name)))
+    return sorted(name for name in folders if _SWEEP.fullmatch(name) and _is_sweep(location, name))
+
+
+def _is_sweep(location: Location, name: str) -> bool:
+    try:
+        return location.exists(_facts(name))
+    except DamagedError:  # it is none that can be opened, which then says why
+        return True
 
 
 def find_trial(
@@ -1063,9 +1185,17 @@ def find_trial(
     if sweep is not None:
         ledger = Ledger.open(location, sweep)
         return ledger, ledger.get(prefix)
-    ledgers = [Ledger.open(location, name) for name in list_sweeps(location)]
-    ids = {ledger.name: ledger.ids() for ledger in ledgers}
-    holders = [ledger for ledger in ledgers if ids[ledger.name].beginning(prefix)]
+    ids: dict[Ledger, TrialIds] = {}
+    errors = []
+    for name in list_sweeps(location):
+        try:
+            ledger = Ledger.open(location, name)
+            ids[ledger] = ledger.ids()
+        except (DamagedError, SweepError) as error:  # it may be in another
+            errors.append(error)
+    holders = [ledger for ledger, its_ids in ids.items() if its_ids.beginning(prefix)]
+    if errors and not holders:
+        raise errors[0]
     if not holders:
         every = TrialIds(*(some.numbers for some in ids.values()))
         raise _unknown(prefix, every, "'sweeps status' lists the sweeps")

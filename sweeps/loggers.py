@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from sweeps.credentials import without_credentials
 from sweeps.errors import SweepError
 from sweeps.evaluate import Progress
 from sweeps.ledger import Ledger
@@ -358,5 +359,5 @@ def _measured(measurement: Measurement) -> dict[str, float]:
 
 
 def _in_a_line(error: Exception) -> str:
-    said = " ".join(str(error).split())
+    said = without_credentials(" ".join(str(error).split()))
     return f"{type(error).__name__}: {said}" if said else type(error).__name__

@@ -34,7 +34,7 @@ class Plan:
       data: What the dataset is.
       dataset: Where it is, as an absolute path.
       known: Trials of another sweep, which inform the search.
-      told: A line about these; '' without another sweep.
+      told: Lines about these, to be passed on.
     """
 
     facts: SweepFacts
@@ -42,7 +42,7 @@ class Plan:
     data: DatasetFacts
     dataset: str
     known: tuple[Trial, ...] = ()
-    told: str = ""
+    told: tuple[str, ...] = ()
 
 
 def plan(
@@ -115,10 +115,13 @@ def plan(
     ledger = Ledger.planned(location, name, facts)
     Search(run.space, run.sweep)
     stopping_rule(run.sweep)
-    known, told = list[Trial](), ""
+    known, told = list[Trial](), list[str]()
     if warm_start:
-        known, told = known_from(Ledger.open(location, warm_start), run, data.fingerprint)
-    return Plan(facts, ledger, data, dataset, tuple(known), told)
+        other = Ledger.open(location, warm_start)
+        told += [damage.message for damage in other.pass_over_damaged()]
+        known, line = known_from(other, run, data.fingerprint)
+        told.append(line)
+    return Plan(facts, ledger, data, dataset, tuple(known), tuple(told))
 
 
 def _dataset_facts(location: Location, sweep: str, dataset: str, *, ship: bool) -> DatasetFacts:

@@ -6,23 +6,39 @@ With `sweeps.storage` and `sweeps.ledger` the only importers of pyarrow in `swee
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args, get_origin
+from functools import cache
+from itertools import accumulate
+from typing import Any, TypeVar, get_args, get_origin
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sweeps.errors import LedgerError
+from sweeps.errors import DamagedError, LedgerError
 from sweeps.pareto import REASONS, Column, Ints, Records
 from sweeps.standing import Outcomes
-from sweeps.trial import METRICS, Candidate, Measurement, Provenance, Reason, Trial
-from sweeps.trial_ids import Numbers
+from sweeps.stored import UnixTime, checked, fields_of, in_a_line, is_time, json_object, short
+from sweeps.trial import (
+    METRICS,
+    SCHEMA_VERSION,
+    Candidate,
+    Measurement,
+    Provenance,
+    Reason,
+    Trial,
+)
+from sweeps.trial_ids import Numbers, id_of
+
+T = TypeVar("T")
 
 UPGRADE = "a newer release wrote it; upgrade ddsp-sweeps"
 """Hint of an error about what only a newer release can read."""
+
+MEND = "restore the file, or delete it and launch the sweep again: what it held is run again"
+"""Hint of an error about a record that is damaged."""
 
 
 def _arrow_field(declared: "dataclasses.Field[Any]") -> pa.Field:
@@ -33,6 +49,7 @@ def _arrow_field(declared: "dataclasses.Field[Any]") -> pa.Field:
 
 
 _PROVENANCE = tuple(f.name for f in dataclasses.fields(Provenance))
+_TIMES = tuple(f.name for f in dataclasses.fields(Provenance) if f.type == UnixTime)
 _MAPPINGS = tuple(f.name for f in dataclasses.fields(Provenance) if get_origin(f.type) is Mapping)
 
 SCHEMA = pa.schema(
@@ -88,20 +105,34 @@ def trial_of(row: Mapping[str, Any]) -> Trial:
     """Returns the trial that a row was made of; what an older release did not record is a default.
 
     Raises:
+      ValueError: It was made of none: a value is not what it should be, or the id is another's.
       LedgerError: Its reason is one of a newer release.
     """
     provenance = {name: row[name] for name in _PROVENANCE if row[name] is not None}
-    provenance |= {name: json.loads(provenance[name]) for name in _MAPPINGS if name in provenance}
+    provenance |= {name: json_object(provenance[name]) for name in _MAPPINGS if name in provenance}
     return Trial(
-        sweep=row["sweep"],
-        candidate=Candidate.from_json(row["candidate"]),
+        sweep=_present(row, "sweep"),
+        candidate=_candidate(row),
         measurement=Measurement(**{name: row[name] for name in METRICS}),
         reason=None if row["reason"] is None else _reason(row["reason"]),
         detail=row["detail"] or "",
-        provenance=Provenance(**provenance),
-        schema_version=row["schema_version"],
-        curve={int(step): loss for step, loss in json.loads(row["curve"] or "{}").items()},
+        provenance=Provenance(**fields_of(Provenance, provenance)),
+        schema_version=_present(row, "schema_version"),
+        curve=checked("curve", json_object(row["curve"] or "{}"), Mapping[int, float]),
     )
+
+
+def _candidate(row: Mapping[str, Any]) -> Candidate:
+    candidate = Candidate.from_json(_present(row, "candidate"))
+    if candidate.id != row["trial_id"]:
+        raise ValueError(f"its candidate is that of trial {candidate.id}, not {row['trial_id']}")
+    return candidate
+
+
+def _present(row: Mapping[str, Any], name: str) -> Any:
+    if row[name] is None:
+        raise ValueError(f"'{name}' is missing")
+    return row[name]
 
 
 def _reason(name: str) -> Reason:
@@ -109,7 +140,7 @@ def _reason(name: str) -> Reason:
         return Reason[name]
     except KeyError:
         raise LedgerError(
-            f"a record gives '{name}' as its reason, which is unknown here",
+            f"a record gives {short(name)} as its reason, which is unknown here",
             hint=UPGRADE,
         ) from None
 
@@ -166,17 +197,40 @@ def _promoted(table: pa.Table, schema: pa.Schema) -> pa.Table:
     return all_columns.cast(schema)
 
 
+def declared_schema(schema: pa.Schema) -> pa.Schema:
+    """Returns a schema in which the columns that are known here have their declared types.
+
+    Raises:
+      ValueError: Two columns have one name.
+    """
+    if len(set(schema.names)) < len(schema):
+        raise ValueError("two columns have one name")
+    return pa.schema([_FIELDS.get(field.name, field) for field in schema])
+
+
+_FIELDS = {field.name: field for field in SCHEMA}
+
+
+def declared(table: pa.Table) -> pa.Table:
+    """Returns a table with its columns in their declared types, as far as they are known here.
+
+    Raises:
+      ValueError: Two columns have one name.
+      pa.ArrowException: One cannot be made its type.
+    """
+    if table.schema.equals(SCHEMA):  # as nearly all are, and it takes no time to see
+        return table
+    schema = declared_schema(table.schema)
+    return table if table.schema.equals(schema) else table.cast(schema)
+
+
 def conform(table: pa.Table, names: Sequence[str]) -> pa.Table:
     """Returns these columns in their declared types; null where an older file has none."""
-    columns = {}
-    for name in names:
-        kind = SCHEMA.field(name).type
-        if name not in table.column_names:
-            columns[name] = pa.nulls(len(table), kind)
-        else:
-            column = table[name]
-            columns[name] = column if column.type == kind else column.cast(kind)
-    return pa.table(columns)
+    table = declared(table)
+    for name in {*names} - {*table.column_names}:
+        nothing = pa.nulls(len(table), _FIELDS[name].type)
+        table = table.append_column(_FIELDS[name], nothing)
+    return table.select(names)
 
 
 def read_rows(source: pa.NativeFile, columns: Sequence[str] | None, rows: Ints | None) -> pa.Table:
@@ -188,10 +242,14 @@ def read_rows(source: pa.NativeFile, columns: Sequence[str] | None, rows: Ints |
       rows: Numbers of the rows, rising.
 
     Raises:
-      pa.ArrowInvalid: It is no Parquet file.
+      pa.ArrowException: It is no Parquet file.
       OSError: It is a broken one.
+      ValueError: It has no such rows.
     """
     with pq.ParquetFile(source) as file:
+        count, least = file.metadata.num_rows, 0 if rows is None else int(rows.max(initial=-1)) + 1
+        if not least <= count <= source.size():  # each row's id alone takes six bytes
+            raise ValueError(f"it has {count} rows")
         if rows is None:
             return file.read(columns, use_threads=False)
         sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
@@ -206,15 +264,76 @@ def read_rows(source: pa.NativeFile, columns: Sequence[str] | None, rows: Ints |
         return pa.concat_tables(groups)
 
 
+def check_rows(table: pa.Table, numbers: Numbers, file: str) -> None:
+    """Checks what was read of some records, column by column: types, times, and whose they are.
+
+    Args:
+      table: Some columns in their declared types, among them `schema_version` and `trial_id`.
+      numbers: uint64 [rows]; the ids that are expected.
+      file: Where they are, for messages.
+
+    Raises:
+      ValueError: They are no records, or others.
+      pa.ArrowException: A column has a type that cannot be made its own.
+      LedgerError: A newer release wrote one of them.
+    """
+    versions = _column(table, "schema_version")
+    if (versions.values > SCHEMA_VERSION).any():
+        raise newer(file, versions.values.max())
+    if not (versions.present.all() and (versions.values >= 0).all()):
+        raise ValueError("it has no schema version")
+    table.validate(full=True)
+    found = numbers_in(table["trial_id"])
+    if len(found) != len(numbers):
+        raise ValueError(f"it has {len(found)} rows, not {len(numbers)}")
+    if (found != numbers).any():
+        row = int(np.argmax(found != numbers))
+        raise ValueError(f"it holds trial {id_of(int(found[row]))}, not {id_of(int(numbers[row]))}")
+    for name in _TIMES:
+        if name in table.column_names:
+            times = _column(table, name)
+            if not is_time(times.values[times.present]).all():
+                raise ValueError(f"'{name}' is no time")
+
+
+SINGLE_CHECKS = ("sweep", "candidate")
+"""Columns that `check_single` looks at, beside those that `check_rows` does."""
+
+
+def check_single(table: pa.Table, sweep: str, *, whole: bool) -> None:
+    """Checks a record that is on its own, after `check_rows`: whose it is, and its other values.
+
+    Merged files hold what was checked so.
+
+    Args:
+      table: The record.
+      sweep: Name of the sweep.
+      whole: Whether all columns were read, and are to be looked at.
+
+    Raises:
+      ValueError: It is another's, or a value is not what it should be.
+    """
+    (row,) = conform(table, SCHEMA.names if whole else ("trial_id", *SINGLE_CHECKS)).to_pylist()
+    _candidate(row)
+    if row["sweep"] != sweep:
+        raise ValueError(f"it is of sweep {short(row['sweep'])}")
+    if whole:
+        trial_of({**row, "reason": None})  # a reason of a newer release may be
+
+
 @dataclass(frozen=True)
 class Batch:
     """Some columns of some trials.
 
     Attributes:
       table: The trials' rows.
+      sweep: The sweep that they are of.
+      files: The files that they are in, for messages, and how many rows of each.
     """
 
     table: pa.Table
+    sweep: str
+    files: Sequence[tuple[str, int]] = ()
 
     def __len__(self) -> int:
         return len(self.table)
@@ -231,11 +350,7 @@ class Batch:
 
     def column(self, name: str) -> Column:
         """Returns a column of numbers."""
-        column = self.table[name]
-        present = _to_numpy(column.is_valid().cast(pa.uint8())).astype(np.bool_)
-        values = np.full(len(column), math.nan)
-        values[present] = _to_numpy(column.drop_null())
-        return Column(values, present)
+        return _column(self.table, name)
 
     def records(self, columns: Iterable[str]) -> Records:
         """Returns what a front needs to know of each trial."""
@@ -258,8 +373,84 @@ class Batch:
         )
 
     def trials(self) -> list[Trial]:
-        """Returns the trials, of whom every column was read."""
-        return [trial_of(row) for row in self.table.to_pylist()]
+        """Returns the trials, of whom every column was read.
+
+        Raises:
+          DamagedError: A record is none.
+          LedgerError: As in `trial_of`.
+        """
+
+        def trial(row: Mapping[str, Any]) -> Trial:
+            if row["sweep"] != self.sweep:
+                raise ValueError(f"it is of sweep {short(row['sweep'])}")
+            return trial_of(row)
+
+        return self._each(self.table.to_pylist(), trial)
+
+    def candidates(self) -> list[Candidate]:
+        """Returns the trials' candidates.
+
+        Raises:
+          DamagedError: One is none.
+        """
+        return self._each(self.texts("candidate"), Candidate.from_json)
+
+    def versions(self) -> list[Mapping[str, str]]:
+        """Returns what `Provenance.versions` holds of each trial.
+
+        Raises:
+          DamagedError: A record is none.
+        """
+
+        @cache  # many have the same
+        def versions(text: str | None) -> Mapping[str, str]:
+            found: Mapping[str, str] = checked(
+                "versions", json_object(text or "{}"), Mapping[str, str]
+            )
+            return found
+
+        return self._each(self.texts("versions"), versions)
+
+    def _each(self, rows: Iterable[Any], function: Callable[[Any], T]) -> list[T]:
+        """Returns what a function makes of each row.
+
+        Raises:
+          DamagedError: It does not take one, in whose file this is.
+        """
+        made = []
+        for place, row in enumerate(rows):
+            try:
+                value = function(row)
+            except (ValueError, TypeError) as error:
+                raise damaged(self._file_of(place), error) from error
+            made.append(value)
+        return made
+
+    def _file_of(self, row: int) -> str:
+        ends = accumulate(count for _, count in self.files)
+        named = zip(self.files, ends, strict=True)
+        return next((name for (name, _), end in named if row < end), "a file")
+
+
+def _column(table: pa.Table, name: str) -> Column:
+    column = table[name]
+    present = _to_numpy(column.is_valid().cast(pa.uint8())).astype(np.bool_)
+    values = np.full(len(column), math.nan)
+    values[present] = _to_numpy(column.drop_null())
+    return Column(values, present)
+
+
+def newer(file: str, version: float) -> LedgerError:
+    """Returns what is said of a file with a schema version that only a newer release reads."""
+    return LedgerError(
+        f"{file} has schema version {version:.0f}, and this release reads up to {SCHEMA_VERSION}",
+        hint=UPGRADE,
+    )
+
+
+def damaged(file: str, error: Exception) -> DamagedError:
+    """Returns what is said of a file that holds no records."""
+    return DamagedError(f"{file} is not a readable record: {in_a_line(error)}", hint=MEND)
 
 
 def numbers_in(column: pa.ChunkedArray) -> Numbers:

@@ -52,5 +52,5 @@ def work_folder(ledger: Ledger, scratch: Path) -> Path:
 
     On an object store it is a folder of each machine, and `sweeps.keeping` keeps it there.
     """
-    local = ledger.location.local_folder
-    return local / ledger.name / "work" if local else scratch / "work"
+    location = ledger.location
+    return Path(location.at(f"{ledger.name}/work")) if location.local_folder else scratch / "work"

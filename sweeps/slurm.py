@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sweeps.errors import SweepError
 from sweeps.ledger import check_name
+from sweeps.storage import check_no_credentials
 
 DRAIN_SECONDS = 120
 """How long before its time limit a job begins to end. SLURM may be a minute early."""
@@ -41,6 +42,7 @@ class SlurmJob:
 
     Raises:
       SweepError: A value that SLURM would not take.
+      LedgerError: A storage that is given with a key.
     """
 
     name: str
@@ -55,6 +57,8 @@ class SlurmJob:
 
     def __post_init__(self) -> None:
         check_name(self.name)
+        for word in (self.storage, *self.command):  # the script is there for all to read
+            check_no_credentials(word)
         for what, count in (("nodes", self.nodes), ("CPUs of a node", self.cpus_per_node)):
             if count < 1:
                 raise SweepError(f"{count} {what}", hint="a job has 1 or more")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.lease import LeaseWatch
-from sweeps.ledger import Ledger, SweepFacts, Tail
+from sweeps.ledger import Ledger, SweepFacts, Tail, list_sweeps
 from sweeps.standing import Standing, limited_objectives
 from sweeps.storage import Location
 from sweeps.trial import Attempt, Status
@@ -26,6 +26,7 @@ class SweepStatus:
         launch does, but for those that wait at a rung; else the next launch continues them.
       launched_on: Host of the launch that is alive; '' where there is none. One that was killed
         on another machine is noticed after `sweeps.lease.EXPIRY_SECONDS` of watching.
+      damaged: What is wrong with each started mark that cannot be read, in a line.
       at: Unix time of this status.
     """
 
@@ -34,6 +35,7 @@ class SweepStatus:
     standing: Standing
     started: tuple[Attempt, ...]
     launched_on: str
+    damaged: tuple[str, ...]
     at: float
 
     @property
@@ -64,6 +66,8 @@ class SweepStatus:
             parts.append("no launch is running")
         elif not self.complete and not self.running:
             parts.append("no trial is running")
+        if self.damaged:
+            parts.append(f"{len(self.damaged)} started marks are damaged")
         return " · ".join(filter(None, parts))
 
     def to_record(self) -> dict[str, Any]:
@@ -87,6 +91,7 @@ class SweepStatus:
                 asdict(attempt) | {"candidate": dict(attempt.candidate.values)}
                 for attempt in self.running
             ],
+            "damaged": [*self.damaged],
             "at": self.at,
         }
 
@@ -152,8 +157,24 @@ class StatusReader:
             standing=self._standing,
             started=tuple(sorted(started, key=lambda attempt: attempt.began_at)),
             launched_on=self._lease.host(),
+            damaged=self._tail.damaged,
             at=time.time(),
         )
+
+
+def read_all(storage: str | Path | Location) -> tuple[list[SweepStatus], list[UserError]]:
+    """Returns where all sweeps of a storage stand, and why some of them cannot be read.
+
+    Raises:
+      LedgerError: The storage cannot be read.
+    """
+    statuses, errors = list[SweepStatus](), list[UserError]()
+    for name in list_sweeps(storage):
+        try:
+            statuses.append(StatusReader(storage, name).read())
+        except UserError as error:
+            errors.append(error)
+    return statuses, errors
 
 
 def watch(

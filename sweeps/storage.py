@@ -9,6 +9,7 @@ import errno
 import os
 import random
 import re
+import stat
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -17,12 +18,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath, PurePosixPath
 from typing import TypeVar
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 from pyarrow import fs
 
-from sweeps.errors import LedgerError
+from sweeps.credentials import has_credentials, safe_uri
+from sweeps.errors import DamagedError, LedgerError
+from sweeps.stored import MOST_BYTES, in_a_line
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -35,6 +37,9 @@ _PATIENCE_SECONDS = 30.0
 _FIRST_PAUSE_SECONDS = 0.1
 """Before the second attempt. Each pause is twice the last, less up to a half by chance, so that
 many workers that were throttled together do not come back together."""
+
+_FEW = 16
+"""Files of a local disk that are read before a second thread would have started."""
 
 _LEFTOVER_SECONDS = 24 * 3600
 """No write takes so long, and few clocks of machines that share a storage are so far apart."""
@@ -107,9 +112,25 @@ def _patiently(action: Callable[[], T]) -> T:
         pause *= 2
 
 
+def is_name(text: str) -> bool:
+    """Returns whether a text may be the name of a file or a folder, and leads nowhere else."""
+    return text.isprintable() and text not in ("", ".", "..") and not {"/", "\\"} & set(text)
+
+
+def _name_of(info: fs.FileInfo) -> str:
+    try:
+        return str(info.base_name)
+    except UnicodeDecodeError:  # none of ours
+        return ""
+
+
 @dataclass(frozen=True)
 class Location:
     """A folder on any pyarrow filesystem. Names are relative to it, with `/` between parts.
+
+    Whoever wrote a storage may have put any names and links into it. `at` is the only way from a
+    name to a path, and none leads out of the folder. The folders of sweeps may be links themselves,
+    as whoever lists a storage knows; beneath them there are none.
 
     Attributes:
       filesystem: Where the folder is.
@@ -132,14 +153,16 @@ class Location:
             return storage
         storage = str(storage)
         if "://" not in storage:
-            path = str(Path(storage).expanduser().absolute())
-            return cls(fs.LocalFileSystem(), path, path)
-        shown = _without_key(storage)
+            return cls(fs.LocalFileSystem(), *2 * (_local_path(storage),))
+        shown = safe_uri(storage)
         try:
             filesystem, path = fs.FileSystem.from_uri(_small_in_one_request(storage))
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError, ImportError) as error:
+            if has_credentials(storage):  # which may be in what is said, and in pieces
+                raise LedgerError(f"cannot use storage '{shown}'", hint=_KEYS_ELSEWHERE) from None
+            said = str(error).partition("\n")[0]
             raise LedgerError(
-                f"cannot use storage '{shown}': {str(error).replace(storage, shown)}",
+                f"cannot use storage '{shown}': {said}",
                 hint="give a folder, or a URI such as s3://bucket/folder or gs://bucket/folder",
             ) from error
         return cls(filesystem, path, shown)
@@ -159,8 +182,23 @@ class Location:
         return f"{folder.rstrip('/')}/{name}{question_mark}{options}"
 
     def at(self, name: str) -> str:
-        """Returns a file's path on the filesystem."""
-        return str(PurePosixPath(self.path, name))
+        """Returns a file's path on the filesystem; the folder's own for ''.
+
+        Raises:
+          DamagedError: It is no name of anything in the folder, or leads over a link.
+        """
+        parts = name.split("/") if name else []
+        if not all(map(is_name, parts)):
+            raise DamagedError(
+                f"{name!r} is no name of anything in {self.uri}",
+                hint="the storage was tampered with, or is damaged: take another copy of it",
+            )
+        if isinstance(self.filesystem, fs.LocalFileSystem):
+            for depth in range(2, len(parts) + 1):
+                place = os.path.join(self.path, *parts[:depth])  # noqa: PTH118  called for each record
+                if os.path.islink(place):  # noqa: PTH114
+                    raise _is_link(place)
+        return "/".join(filter(None, (self.path.rstrip("/"), name))) or self.path
 
     def make_folder(self, name: str) -> None:
         """Makes a folder and those above it. Object stores have none."""
@@ -171,7 +209,7 @@ class Location:
     def entries(self, folder: str, *, recursive: bool = False) -> list[fs.FileInfo]:
         """Returns what is in a folder, temporary files left out; nothing if there is no folder."""
         found = self._entries(folder, recursive)
-        return [info for info in found if not info.base_name.startswith("_")]
+        return [i for i in found if is_name(_name_of(i)) and not _name_of(i).startswith("_")]
 
     def _entries(self, folder: str, recursive: bool) -> list[fs.FileInfo]:
         selector = fs.FileSelector(self.at(folder), allow_not_found=True, recursive=recursive)
@@ -205,6 +243,32 @@ class Location:
         data: bytes = self.parse(name, lambda file: file.readall())
         return data
 
+    def load(self, name: str, function: Callable[[bytes], T], *, hint: str) -> T:
+        """Returns what a function makes of a small file, which anybody may have written.
+
+        Args:
+          name: Of the file.
+          function: Raises ValueError, in one line, where the file is not what it should be.
+          hint: What to do then.
+
+        Raises:
+          FileNotFoundError: There is no such file.
+          DamagedError: It is too large, or the function does not take it.
+          LedgerError: It cannot be read.
+        """
+
+        def small(file: pa.NativeFile) -> bytes:
+            if file.size() > MOST_BYTES:
+                raise ValueError(f"it has {file.size():,} bytes")
+            data: bytes = file.readall()
+            return data
+
+        try:
+            return function(self.parse(name, small))
+        except ValueError as error:
+            said = in_a_line(error)
+            raise DamagedError(f"{self.show(name)} cannot be read: {said}", hint=hint) from error
+
     def parse(self, name: str, function: Callable[[pa.NativeFile], T]) -> T:
         """Returns what a function makes of an open file; it is called again if the storage fails.
 
@@ -215,6 +279,7 @@ class Location:
         """
 
         def parse() -> T:
+            self._check_file(name)
             with self.filesystem.open_input_file(self.at(name)) as file:
                 return function(file)
 
@@ -226,6 +291,12 @@ class Location:
             if error.errno or _may_pass(error) or _SERVICES.search(str(error)):
                 raise _explained(error, "read", self.show(name)) from error
             raise
+
+    def _check_file(self, name: str) -> None:
+        """Raises DamagedError for what is no file: a pipe would have its reader wait for ever."""
+        path = self.at(name)
+        if self.local_folder is not None and not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
+            raise DamagedError(f"{self.show(name)} is no file", hint="remove it")
 
     def delete(self, name: str) -> None:
         """Deletes a file; no matter if somebody else has."""
@@ -303,7 +374,10 @@ class Location:
     def each(self, function: Callable[[S], T], items: Sequence[S]) -> list[T]:
         """Returns what a function returns for each file, many of them at once."""
         # A local disk answers at once and Python is what takes time; object stores take theirs.
-        threads = 2 if isinstance(self.filesystem, fs.LocalFileSystem) else 32
+        local = isinstance(self.filesystem, fs.LocalFileSystem)
+        if local and len(items) < _FEW:
+            return [function(item) for item in items]
+        threads = 2 if local else 32
         with ThreadPoolExecutor(threads) as pool:
             return list(pool.map(function, items))
 
@@ -314,15 +388,16 @@ class Location:
           LedgerError: They cannot be copied. Nothing of them stays.
         """
 
-        def copy(path: Path) -> None:
-            target = f"{folder}/{path.relative_to(source).as_posix()}"
+        def copy(name: str) -> None:
+            target = f"{folder}/{name}"
             self.make_folder(str(PurePosixPath(target).parent))
             local = fs.LocalFileSystem()
-            paths = str(path), self.at(target)
+            paths = str(source / name), self.at(target)
             self._do("copy files to", target, lambda: fs.copy_files(*paths, local, self.filesystem))
 
         try:
-            self.each(copy, [path for path in sorted(source.rglob("*")) if path.is_file()])
+            files = [path for path in sorted(source.rglob("*")) if path.is_file()]
+            self.each(lambda path: copy(path.relative_to(source).as_posix()), files)
         except LedgerError:
             with contextlib.suppress(LedgerError):
                 self.delete_folder(folder)
@@ -336,29 +411,42 @@ class Location:
 
         Raises:
           FileNotFoundError: One of them is gone by now.
+          DamagedError: One has a name that leads elsewhere, or is a link.
           LedgerError: They cannot be copied.
         """
         local = fs.LocalFileSystem()
 
-        def copy(info: fs.FileInfo) -> None:
-            path = target / PurePosixPath(info.path).relative_to(self.at(folder))
+        def copy(name: str) -> None:
+            source, path = self.at(f"{folder}/{name}"), target / name
+            self._check_file(f"{folder}/{name}")
             path.parent.mkdir(parents=True, exist_ok=True)
-            fs.copy_files(info.path, str(path), self.filesystem, local)
+            fs.copy_files(source, str(path), self.filesystem, local)
 
         try:
-            found = self.entries(folder, recursive=True)
-            self.each(lambda info: _patiently(lambda: copy(info)), [i for i in found if i.is_file])
+            self.each(lambda name: _patiently(lambda: copy(name)), self._files_in(folder))
         except OSError as error:
             if _is_gone(error):
                 raise FileNotFoundError(*error.args) from error
             raise _explained(error, "copy files from", self.show(folder)) from error
 
+    def _files_in(self, folder: str) -> list[str]:
+        """Returns the names of all files in a folder and those in it, temporary ones left out."""
+        whole = self.at(folder)
+        if self.local_folder is not None:
+            names = files_in(Path(whole))
+        else:
+            found = self._entries(folder, recursive=True)
+            names = [info.path.removeprefix(f"{whole}/") for info in found if info.is_file]
+        return [name for name in names if not name.rpartition("/")[2].startswith("_")]
+
     def delete_leftovers(self, folder: str) -> None:
         """Deletes the temporary files of a folder whose writers were killed a day ago or more."""
         latest = time.time() - _LEFTOVER_SECONDS
         for info in self._entries(folder, recursive=False):
-            if info.base_name.startswith("_") and info.is_file and info.mtime.timestamp() < latest:
-                self.delete(f"{folder}/{info.base_name}")
+            name = _name_of(info)
+            left = is_name(name) and name.startswith("_") and info.is_file
+            if left and info.mtime.timestamp() < latest:
+                self.delete(f"{folder}/{name}")
 
     def delete_folder(self, folder: str) -> None:
         """Deletes a folder and all that is in it."""
@@ -370,10 +458,53 @@ class Location:
         self._do("delete", folder, delete)
 
 
-def _without_key(uri: str) -> str:
-    """Returns a URI without the access key and the secret that it may hold."""
-    key = urlsplit(uri).netloc.rpartition("@")[0]
-    return uri.replace(f"{key}@", "", 1) if key else uri
+_KEYS_ELSEWHERE = (
+    "keep keys in the environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and leave "
+    "them out of the URI"
+)
+
+
+def check_no_credentials(text: str) -> None:
+    """Raises LedgerError for a URI that may hold a key, where others could read it."""
+    if has_credentials(text):
+        raise LedgerError(f"'{safe_uri(text)}' may hold a key", hint=_KEYS_ELSEWHERE)
+
+
+def _local_path(storage: str) -> str:
+    if re.match("[A-Za-z][A-Za-z0-9+.-]+:/", storage):
+        raise LedgerError(
+            f"'{safe_uri(storage)}' is no folder and no URI",
+            hint="a URI has two slashes: s3://bucket/folder",
+        )
+    try:
+        return str(Path(storage).expanduser().absolute())
+    except RuntimeError as error:
+        raise LedgerError(f"'{storage}': {error}", hint="write the whole path") from error
+
+
+def _is_link(path: str) -> DamagedError:
+    return DamagedError(
+        f"{path} is a link, which may lead anywhere",
+        hint="put what it stands for in its place, if you know that it is what it should be",
+    )
+
+
+def files_in(folder: Path) -> list[str]:
+    """Returns the names of all files in a local folder and those in it, in order.
+
+    Raises:
+      DamagedError: One is a link, or no file at all.
+    """
+    names = []
+    for here, folders, files in os.walk(folder):
+        for path in (Path(here, name) for name in (*folders, *files)):
+            if path.is_symlink():
+                raise _is_link(str(path))
+        for path in (Path(here, name) for name in files):
+            if not path.is_file():
+                raise DamagedError(f"{path} is no file", hint="remove it")
+            names.append(path.relative_to(folder).as_posix())
+    return sorted(names)
 
 
 def _small_in_one_request(uri: str) -> str:

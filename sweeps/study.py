@@ -15,6 +15,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, create_trial
 
 from sweeps.config import RunConfig, parse_run
+from sweeps.errors import DamagedError, SweepError
 from sweeps.export import appearing
 from sweeps.ledger import Ledger
 from sweeps.objectives import objective
@@ -45,6 +46,16 @@ def export_study(ledger: Ledger, path: Path, *, replace: bool = False) -> int:
     """
     run = parse_run(ledger.facts.gin_config)
     trials = ledger.trials()
+    for trial in trials:
+        if not run.space.holds(trial.candidate):
+            raise DamagedError(
+                f"trial {trial.id} of '{ledger.name}' has values that its space does not have",
+                hint="delete its record: it is of another sweep, or somebody changed it",
+            )
+    for mark in {"?", "%"} & set(str(path.absolute())):  # which mean something in a URL
+        raise SweepError(
+            f"'{path.absolute()}' has a '{mark}'", hint="give a file whose path has none"
+        )
     with appearing(path, replace=replace) as temporary:
         try:
             _write(temporary, ledger, run, trials)

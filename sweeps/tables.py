@@ -144,7 +144,9 @@ def front_json(front: ParetoFront, sweep: str) -> dict[str, Any]:
 
 def front_record(trial: Trial) -> dict[str, Any]:
     """Returns a trial's record without the configuration text, which `sweeps show` gives."""
-    record = trial.to_record() | {"x_real_time": metric("x_real_time").of(trial)}
+    speed = metric("x_real_time").of(trial)
+    known = speed is not None and math.isfinite(speed)
+    record = trial.to_record() | {"x_real_time": speed if known else None}
     return {key: value for key, value in record.items() if key != "gin_config"}
 
 
@@ -189,7 +191,7 @@ def _provenance(trial: Trial) -> dict[str, Any]:
 
 def print_statuses(statuses: Sequence["SweepStatus"]) -> None:
     """Prints where sweeps stand, a line each."""
-    hidden = {"hypervolume_reference", "seconds_left", "launched_on", "running", "at"}
+    hidden = {"hypervolume_reference", "seconds_left", "launched_on", "running", "damaged", "at"}
     records = [status.to_record() for status in statuses]
     columns = [name for name in dict.fromkeys(chain(*records)) if name not in hidden]
     rows = [[_plain(record.get(column)) for column in columns] for record in records]

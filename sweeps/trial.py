@@ -13,6 +13,8 @@ from enum import Enum
 from functools import cached_property
 from typing import Any
 
+from sweeps.stored import UnixTime, fields_of, json_object, scalar, text
+
 SCHEMA_VERSION = 1
 
 PROJECT = "ddsp-sweeps"
@@ -83,9 +85,22 @@ class Candidate:
         return json.dumps(dict(self.values), separators=(",", ":"), sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: str) -> "Candidate":
-        """Returns the candidate that `to_json` wrote."""
-        return cls.of(json.loads(text))
+    def from_json(cls, data: str) -> "Candidate":
+        """Returns the candidate that `to_json` wrote.
+
+        Raises:
+          ValueError: It has written no such text.
+        """
+        return cls.checked(json_object(data))
+
+    @classmethod
+    def checked(cls, values: Mapping[str, Any]) -> "Candidate":
+        """Returns the candidate with these axis values, which may be anything.
+
+        Raises:
+          ValueError: One cannot be an axis's value.
+        """
+        return cls.of({text("axis", name): scalar(name, value) for name, value in values.items()})
 
     def __getitem__(self, axis: str) -> AxisValue:
         return dict(self.values)[axis]
@@ -156,11 +171,11 @@ class Provenance:
     dataset_fingerprint: str = ""
     seed: int = 0
     train_steps: int = 0
-    started_at: float = 0.0
-    finished_at: float = 0.0
+    started_at: UnixTime = 0.0
+    finished_at: UnixTime = 0.0
     train_seconds: float = 0.0
     measure_seconds: float = 0.0
-    measured_at: float = 0.0
+    measured_at: UnixTime = 0.0
     measure_attempts: int = 0
     measure_conditions: Mapping[str, float] = field(default_factory=dict)
 
@@ -182,7 +197,7 @@ class Attempt:
 
     candidate: Candidate
     host: str = ""
-    began_at: float = 0.0
+    began_at: UnixTime = 0.0
     deaths: int = 0
     losses: int = 0
     cause: str = ""
@@ -194,13 +209,17 @@ class Attempt:
         return json.dumps({**vars(self), "candidate": dict(self.candidate.values)})
 
     @classmethod
-    def from_json(cls, text: str) -> "Attempt":
-        """Returns the attempt that `to_json` wrote, or a release that wrote the candidate only."""
-        values = json.loads(text)
+    def from_json(cls, data: bytes | str) -> "Attempt":
+        """Returns the attempt that `to_json` wrote, or a release that wrote the candidate only.
+
+        Raises:
+          ValueError: Neither has.
+        """
+        values = json_object(data)
         if not isinstance(values.get("candidate"), dict):
-            return cls(Candidate.of(values))
-        known = {f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values}
-        return cls(**{**known, "candidate": Candidate.of(values["candidate"])})
+            return cls(Candidate.checked(values))
+        candidate = Candidate.checked(values["candidate"])
+        return cls(**fields_of(cls, {**values, "candidate": candidate}))
 
 
 @dataclass(frozen=True)

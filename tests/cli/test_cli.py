@@ -6,6 +6,7 @@ import inspect
 import io
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -925,7 +926,7 @@ def test_an_unexpected_error_ends_with_three(
     def broken(*_: object) -> None:
         raise RuntimeError("boom")
 
-    monkeypatch.setattr("sweeps.ledger.list_sweeps", broken)
+    monkeypatch.setattr("sweeps.status.list_sweeps", broken)
     assert run("status") == 3
     assert "boom" in capsys.readouterr().err
 
@@ -1131,3 +1132,157 @@ def test_an_interrupted_prepare_says_so_in_a_line_and_leaves_nothing(tmp_path: P
     assert (running.returncode, last) == (130, "interrupted")
     assert all(line.startswith("pitch and loudness") for line in progress)
     assert [path.name for path in tmp_path.iterdir()] == ["audio"]
+
+
+# --- What others wrote, and what nobody else shall read
+
+
+def with_key(uri: str) -> str:
+    return uri.replace("s3://", "s3://AKIAKEY:hushhush@")
+
+
+@pytest.mark.parametrize("given", ["option", "environment"])
+def test_a_key_in_the_storage_s_uri_is_printed_nowhere(
+    given: str, s3: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    uri = s3(f"cli-{given}")
+    facts = SweepFacts(
+        name="tiny",
+        gin_config=load_run(find_run("tiny")).text,
+        dataset_fingerprint="f" * 64,
+        objectives=("val_loss", "rtf_ratio"),
+        trials_asked=8,
+        dataset_path=make_dataset(tmp_path / "data"),
+    )
+    option: list[str] = []
+    if given == "environment":
+        monkeypatch.setenv("SWEEPS_STORAGE", with_key(uri))
+    else:
+        option = ["--storage", with_key(uri)]
+    assert run("status", *option) == 0
+    ledger = Ledger.create(uri, "tiny", facts)
+    for record in FRONT:
+        ledger.append(record)
+    for arguments in (
+        ["status"],
+        ["status", "tiny", "--json"],
+        ["status", "none"],
+        ["front", "tiny"],
+        ["front", "none"],
+        ["show", FRONT[0].id],
+        ["show", "zzz"],
+        ["promote", FRONT[0].id, "--to", str(tmp_path / "b")],
+        ["ledger", "compact", "tiny"],
+        ["ledger", "export", "tiny", "--csv", str(tmp_path / "x.csv")],
+        ["launch", "--name", "tiny", "--dry-run"],
+        ["launch", "--name", "none"],
+    ):
+        run(*arguments, *option)
+    with ledger.location.filesystem.open_output_stream(ledger.location.at("tiny/lease.json")) as f:
+        f.write(b"[")
+    run("status", *option)
+    job = ["--out", str(tmp_path / "j.sbatch"), "--cpus-per-node", "1", "--", "--name", "tiny"]
+    assert run("slurm", *job, *option) == 1
+    run("status", "tiny", "--storage", "s3://AKIAKEY:hush%hush@bucket")
+    run("status", with_key("s3://bucket"))  # where a name is asked for
+    printed = "".join(capfd.readouterr())
+    assert "no sweeps in" in printed
+    assert "storage: s3://bucket/cli-" in printed
+    assert "may hold a key" in printed
+    assert "hush" not in printed
+    assert "AKIAKEY:" not in printed
+    assert not any(b"hush" in file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
+
+
+def test_a_hint_can_be_pasted_where_the_storage_has_options(
+    s3: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = s3("cli-hint")
+    facts = SweepFacts(
+        name="s", gin_config="", dataset_fingerprint="f", objectives=("rtf", "p50_seconds")
+    )
+    Ledger.create(uri, "s", facts)
+    assert run("status", "s", "--storage", uri) == 0
+    command = capsys.readouterr().err.removeprefix("next: ")
+    assert shlex.split(command) == ["sweeps", "front", "s", "--storage", uri]
+
+
+READING = [
+    ["status", "tiny"],
+    ["front", "tiny"],
+    ["show", FRONT[1].id],
+    ["promote", FRONT[1].id, "--to", "{tmp}/x"],
+    ["ledger", "export", "tiny", "--csv", "{tmp}/x"],
+    ["ledger", "export", "tiny", "--optuna", "{tmp}/x"],
+]
+
+
+@pytest.mark.parametrize("arguments", READING, ids=" ".join)
+@pytest.mark.parametrize("damage", ["half", "copy", "number", "facts", "deep", "link"])
+def test_damage_to_a_ledger_is_one_error_with_a_hint(
+    storage: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    damage: str,
+) -> None:
+    sweep = Path(storage, "tiny")
+    record = sweep / "trials" / f"{FRONT[1].id}.parquet"
+    match damage:
+        case "half":
+            record.write_bytes(record.read_bytes()[:-60])
+        case "copy":
+            record.rename(record.with_name("0123456789ab.parquet"))
+        case "number":
+            record.rename(record.with_name("abc.parquet"))
+        case "facts":
+            (sweep / "sweep.json").write_text('{"name": ["tiny"], "objectives": 3}')
+        case "deep":
+            (sweep / "sweep.json").write_text("[" * 10**6)
+        case "link":
+            record.unlink()
+            record.symlink_to("/etc/passwd")
+    arguments = [word.format(tmp=tmp_path) for word in arguments]
+    assert run(*arguments, "--storage", storage) == 1
+    assert_one_error(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+def test_compaction_says_what_it_passes_over(
+    storage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = Path(storage, "tiny", "trials", f"{FRONT[1].id}.parquet")
+    record.write_bytes(b"")
+    assert run("ledger", "compact", "tiny", "--storage", storage) == 0
+    out, err = capsys.readouterr()
+    assert "4 files merged" in out
+    assert err.startswith(f"warning: {record} is not a readable record")
+    assert len(err.splitlines()) == 1
+    assert record.read_bytes() == b""
+
+
+def test_status_shows_the_sweeps_that_can_be_read_and_the_error_of_another(
+    storage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (Path(storage) / "broken").mkdir()
+    (Path(storage) / "broken" / "sweep.json").write_text("{}")
+    assert run("status", "--storage", storage) == 1
+    out, err = capsys.readouterr()
+    assert "tiny" in out
+    assert [line.partition(":")[0] for line in err.splitlines()] == ["error", "hint"]
+    assert "broken" in err
+
+
+def test_status_says_which_started_mark_is_damaged(
+    storage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mark = Path(storage, "tiny", "started", "0123456789ab.json")
+    mark.parent.mkdir()
+    mark.write_text("[")
+    for arguments in (["status"], ["status", "tiny"]):
+        assert run(*arguments, "--storage", storage) == 0
+        assert f"warning: {mark} cannot be read" in capsys.readouterr().err
+    assert run("status", "tiny", "--json", "--storage", storage) == 0
+    (record,) = json.loads(capsys.readouterr().out)
+    assert str(mark) in record["damaged"][0]

@@ -1,7 +1,11 @@
 import csv
 import json
 import math
+import os
+import socket
+import stat
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -9,8 +13,10 @@ import pytest
 
 from sweeps.errors import LedgerError, SweepError
 from sweeps.export import export_table
-from sweeps.ledger import Ledger
+from sweeps.ledger import Ledger, SweepFacts
+from sweeps.study import export_study
 from sweeps.trial import Candidate, Measurement, Provenance, Reason, Trial
+from tests.sweeps.fakes import run_of, trial_of
 from tests.sweeps.test_ledger import facts, trial
 
 
@@ -50,6 +56,18 @@ def ledger(tmp_path, trials):
     ledger.extend(trials[:3])
     for one in trials[3:]:
         ledger.append(one)
+    return ledger
+
+
+@pytest.fixture
+def run_ledger(tmp_path):
+    """A ledger whose configuration is one."""
+    run = run_of({"DilatedConvStack.channels": (4, 8)})
+    facts = SweepFacts(
+        name="s", gin_config=run.text, dataset_fingerprint="f", objectives=run.sweep.objectives
+    )
+    ledger = Ledger.create(tmp_path / "store", "s", facts)
+    ledger.append(trial_of("s", Candidate.of({"channels": 8})))
     return ledger
 
 
@@ -138,3 +156,83 @@ def test_file_is_written_whole_or_not_at_all(ledger, tmp_path, form):
         export_table(ledger, path, form, replace=True)
     assert path.read_text() == "precious"
     assert [file.name for file in path.parent.iterdir()] == ["mine"]
+
+
+def make_pipe(path):
+    os.mkfifo(path)
+
+
+def make_socket(path):
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(str(path))
+
+
+def make_device(path):
+    try:
+        os.mknod(path, 0o600 | stat.S_IFCHR, os.makedev(1, 3))  # as /dev/null
+    except PermissionError:
+        pytest.skip("making a device is not permitted")
+
+
+def make_link(path):
+    target = path.with_name("target")
+    target.write_text("precious")
+    path.symlink_to(target)
+
+
+def make_dangling_link(path):
+    path.symlink_to("nothing")
+
+
+NO_FILES = [make_pipe, make_socket, make_device, make_link, make_dangling_link, Path.mkdir]
+EXPORTS = {
+    "parquet": lambda ledger, path, **how: export_table(ledger, path, "parquet", **how),
+    "csv": lambda ledger, path, **how: export_table(ledger, path, "csv", **how),
+    "optuna": lambda ledger, path, **how: export_study(ledger, path, **how),
+}
+
+
+@pytest.mark.parametrize("replace", [False, True])
+@pytest.mark.parametrize("make", NO_FILES, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("form", EXPORTS)
+def test_what_is_no_file_is_never_replaced(run_ledger, tmp_path, monkeypatch, form, make, replace):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    monkeypatch.chdir(folder)  # a socket's path may not be long
+    make(Path("x"))
+    before = {path.name: path.lstat() for path in folder.iterdir()}
+    with pytest.raises(SweepError, match="'x' is no file") as caught:
+        EXPORTS[form](run_ledger, Path("x"), replace=replace)
+    assert caught.value.hint
+    after = {path.name: path.lstat() for path in folder.iterdir()}
+    assert {name: (s.st_ino, s.st_mode, s.st_size) for name, s in before.items()} == {
+        name: (s.st_ino, s.st_mode, s.st_size) for name, s in after.items()
+    }
+
+
+@pytest.mark.parametrize("path", ["/", ".", "..", "/dev/stdout", "/dev/null", "/proc/self/mem"])
+@pytest.mark.parametrize("form", EXPORTS)
+def test_place_that_holds_no_files_is_an_error(run_ledger, form, path):
+    with pytest.raises(SweepError, match=r"is no file|cannot write"):
+        EXPORTS[form](run_ledger, Path(path), replace=True)
+
+
+@pytest.mark.parametrize("name", ["a?b.db", "a#b.db", "a%20b.db", "a b.db", "a;b&c=d.db"])
+@pytest.mark.parametrize("form", EXPORTS)
+def test_file_of_any_name_is_written_or_refused(run_ledger, tmp_path, form, name):
+    folder = tmp_path / "out #y"
+    folder.mkdir()
+    if form == "optuna" and {"?", "%"} & {*name}:
+        with pytest.raises(SweepError, match="has a '"):
+            EXPORTS[form](run_ledger, folder / name)
+    else:
+        EXPORTS[form](run_ledger, folder / name)
+        assert [path.name for path in folder.iterdir()] == [name]
+    assert {path.name for path in tmp_path.iterdir()} == {"store", "out #y"}
+
+
+def test_record_whose_values_are_not_of_the_space_is_not_exported_as_a_study(run_ledger, tmp_path):
+    run_ledger.append(trial(1, sweep="s"))
+    with pytest.raises(LedgerError, match="values that its space does not have"):
+        export_study(run_ledger, tmp_path / "x.db")
+    assert not (tmp_path / "x.db").exists()

@@ -162,3 +162,13 @@ def test_a_trial_beside_its_records_is_not_copied(shared, tmp_path):
     assert [path.name for path in folder.iterdir()] == ["step"]
     running.close()
     shutil.rmtree(folder)
+
+
+def test_damage_to_what_was_kept_costs_no_more_than_that(shared, tmp_path):
+    begin(shared, 2)
+    marker = f"s/work/{CANDIDATE.id}/complete.json"
+    shared.ledger.location.put(marker, b'{"folder": "../../x"}', replace=True)
+    steps, running = begin(another_machine(shared, tmp_path), 1)
+    assert steps == [1]
+    assert len([*running]) == STEPS - 1
+    assert shared.ledger.ids() == {CANDIDATE.id}

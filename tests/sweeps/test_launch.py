@@ -4,6 +4,7 @@ import os
 import platform
 import shutil
 import signal
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -330,6 +331,54 @@ def test_many_records_are_merged_on_the_way(shared, storage, monkeypatch):
         driver.ended(trial)
     assert len(records(storage)) == 1  # the other two are in one file
     assert len(shared.ledger.ids()) == 3
+
+
+def test_a_damaged_record_does_not_end_a_launch_that_merges(shared, storage, monkeypatch):
+    monkeypatch.setattr("sweeps.driver.COMPACT_EVERY", 1)
+    events = []
+    driver = driver_of(shared, missing=5, on_event=events.append)
+    for number in range(3):
+        trial = trial_of("s", driver.next_attempt().candidate)
+        shared.ledger.append(trial)
+        if number == 0:
+            damaged = storage / "s" / "trials" / f"{trial.id}.parquet"
+            damaged.write_bytes(b"PAR1" * 30)
+        driver.ended(trial)
+    assert driver.failure is None
+    assert damaged.read_bytes() == b"PAR1" * 30
+    assert any(str(damaged) in event.message for event in events if isinstance(event, Warned))
+    assert len(shared.ledger.ids()) == 3
+
+
+def test_links_in_a_work_folder_are_removed_and_not_written_through(shared, tmp_path):
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    for name in ("decoder.onnx", "step"):
+        (precious / name).write_text("1")
+    for number, planted in enumerate(("folder", "nothing", "inside"), start=1):
+        candidate = channels(number)
+        workdir = shared.workdir(candidate)
+        if planted != "inside":
+            workdir.parent.mkdir(parents=True, exist_ok=True)
+            workdir.symlink_to(precious if planted == "folder" else tmp_path / "nothing")
+        else:
+            workdir.mkdir(parents=True)
+            (workdir / "artifacts").symlink_to(precious)
+            (workdir / "step").symlink_to(precious / "step")
+        _, trial = finish(evaluate_and_record(shared, Attempt(candidate), measure_together))
+        assert trial.status is Status.COMPLETED
+        assert trial.metric("train_loss") == 0  # not from a step that others wrote
+        assert not workdir.exists()
+    assert sorted(path.read_text() for path in precious.iterdir()) == ["1", "1"]
+
+
+def test_a_folder_of_work_that_is_a_link_ends_a_launch_before_it_begins(start, shared, tmp_path):
+    (tmp_path / "elsewhere" / channels(1).id).mkdir(parents=True)
+    shared.ledger.append(trial_of("s", channels(1)))  # whose left work would be removed
+    shared.work.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(LedgerError, match="is a link"):
+        start(2)
+    assert (tmp_path / "elsewhere" / channels(1).id).exists()
 
 
 def test_a_candidate_whose_workers_die_is_tried_again_and_then_given_up(shared):
@@ -871,6 +920,38 @@ def test_trials_of_another_minor_version_are_a_warning_and_no_hindrance(cluster,
     assert "\n" not in warned.message
 
 
+def test_a_launch_goes_on_without_what_is_damaged_and_says_so(cluster, start, shared, storage):
+    for number in (1, 2):
+        shared.ledger.append(trial_of("s", channels(number)))
+    shared.ledger.mark_started(Attempt(channels(3)))
+    shared.ledger.mark_started(Attempt(Candidate.of({"of another": 1})))
+    record = storage / "s" / "trials" / f"{channels(1).id}.parquet"
+    mark = storage / "s" / "started" / f"{channels(3).id}.json"
+    record.write_bytes(record.read_bytes()[:-50])
+    mark.write_bytes(b"[]")
+    kept, events = record.read_bytes(), []
+    assert start(4, on_event=events.append).finished == 4
+    warned = [event.message for event in events if isinstance(event, Warned)]
+    assert [message for message in warned if str(record) in message]
+    assert [message for message in warned if str(mark) in message]
+    assert [message for message in warned if "values that its space does not have" in message]
+    assert not any("\n" in message for message in warned)
+    assert record.read_bytes() == kept
+    record.unlink()
+    assert start(4).finished == 4
+    assert len(Ledger.open(storage, "s").trials()) == 4
+
+
+def test_a_launch_that_meets_a_damaged_merged_file_begins_nothing(start, shared, storage):
+    shared.ledger.extend([trial_of("s", channels(number)) for number in (1, 2)])
+    (merged,) = (storage / "s" / "trials" / "merged-1").iterdir()
+    merged.write_bytes(merged.read_bytes()[:-50])
+    with pytest.raises(LedgerError, match="is not a readable record") as caught:
+        start(4)
+    assert "restore" in caught.value.hint
+    assert not (storage / "s" / "lease.json").exists()
+
+
 def test_trials_of_this_minor_version_are_no_reason_to_warn(cluster, start, shared):
     shared.ledger.append(recorded_by(__version__, 1))
     events = []
@@ -895,9 +976,23 @@ def test_a_sweep_runs_the_number_asked_for_and_no_more(cluster, start, storage):
     assert {trial_id: after[trial_id] for trial_id in before} == before
 
 
+def scratch_files():
+    """What launches of this machine keep in their scratch folders at the moment."""
+    folders = Path(tempfile.gettempdir()).glob("sweeps-*")
+    return [file for folder in folders for file in folder.rglob("*") if file.is_file()]
+
+
 def test_a_sweep_runs_on_an_object_store(cluster, s3, dataset, tmp_path):
     # The cluster was started without the key, so it is in the URI.
-    storage = s3(tmp_path.name).replace("s3://", "s3://key:secret@")
+    storage = s3(tmp_path.name).replace("s3://", "s3://key:secretsecret@")
+    told, written = [], []
+
+    def look(event):
+        told.append(str(event))
+        for file in scratch_files():
+            with contextlib.suppress(OSError):  # gone by now
+                written.append(file.read_bytes())
+
     report = launch(
         "s",
         run_of(WIDTHS),
@@ -905,7 +1000,11 @@ def test_a_sweep_runs_on_an_object_store(cluster, s3, dataset, tmp_path):
         trials=2,
         storage=storage,
         evaluator=evaluator("quick"),
+        on_event=look,
     )
+    assert len(written) > 10
+    assert not any(b"secretsecret" in data for data in written)
+    assert not any("secretsecret" in line for line in told)
     assert report.summary() == "'s' has 2 of 2 trials; new: 2 completed"
     ledger = Ledger.open(storage, "s")
     assert ledger.ids() == {trial.id for trial in report.recorded}

@@ -160,6 +160,9 @@ def test_of_many_that_see_a_lease_expire_one_takes_it(location):
 
 def test_a_file_that_is_no_lease_is_an_error_that_says_what_to_do(location):
     file(location).write_text("{")
-    with pytest.raises(LedgerError, match="is no lease") as caught, leased(location, "s"):
+    with (
+        pytest.raises(LedgerError, match=r"lease\.json cannot be read") as caught,
+        leased(location, "s"),
+    ):
         pass
     assert "delete it" in caught.value.hint

@@ -666,7 +666,8 @@ def test_trial_of_another_sweep_is_a_mistake(ledger):
 # -- records
 
 
-values = st.booleans() | st.integers() | st.floats() | st.text()
+finite = st.floats(allow_nan=False, allow_infinity=False)
+values = st.booleans() | st.integers(-(2**63) + 1, 2**63 - 1) | finite | st.text()
 floats, counts = st.none() | st.floats(), st.none() | st.integers(-(2**63), 2**63 - 1)
 measurements = st.builds(
     Measurement,
@@ -676,10 +677,10 @@ provenances = st.builds(
     Provenance,
     host=st.text(),
     versions=st.dictionaries(st.text(), st.text()),
-    measure_conditions=st.dictionaries(st.text(), st.floats(allow_nan=False)),
+    measure_conditions=st.dictionaries(st.text(), finite),
     gin_config=st.text(),
     seed=st.integers(0, 2**63 - 1),
-    started_at=st.floats(),
+    started_at=st.floats(0, 4e9),
 )
 any_trials = st.builds(
     Trial,
@@ -689,7 +690,7 @@ any_trials = st.builds(
     reason=st.none() | st.sampled_from(Reason),
     detail=st.text(),
     provenance=provenances,
-    curve=st.dictionaries(st.integers(1, 2**40), st.floats(allow_nan=False)),
+    curve=st.dictionaries(st.integers(1, 2**40), finite),
 )
 
 

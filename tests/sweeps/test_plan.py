@@ -68,7 +68,7 @@ def test_what_another_sweep_knows_is_part_of_the_plan():
     other.append(trial_of("other", CANDIDATE))
     found = planned(warm_start="other")
     assert [trial.sweep for trial in found.known] == ["other"]
-    assert found.told == "warm start: 1 trials of 'other' are known"
+    assert found.told == ("warm start: 1 trials of 'other' are known",)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.errors import SweepError
+from sweeps.errors import LedgerError, SweepError
 from sweeps.slurm import SlurmJob, sbatch_script, write_script
 
 STANDINS = {
@@ -172,3 +172,18 @@ def test_a_script_is_not_lost_to_another(tmp_path):
     with pytest.raises(SweepError, match="cannot write"):
         write_script(tmp_path / "none" / "mine.sbatch", "mine\n")
     assert list(tmp_path.iterdir()) == [script]
+
+
+KEYS = ["s3://AKIA:hush@bucket/f", "s3://bucket/f?secret_key=hush", "abfs://a:hush@c/f"]
+
+
+@pytest.mark.parametrize("uri", KEYS)
+def test_key_in_a_uri_is_not_written_into_a_script(uri):
+    with pytest.raises(LedgerError, match="may hold a key") as caught:
+        job(storage=uri)
+    assert "environment" in caught.value.hint
+    assert "hush" not in caught.value.message + caught.value.hint
+    values = {"nodes": 1, "cpus_per_node": 1, "folder": Path("/x"), "storage": "runs"}
+    for words in (("--storage", uri), (f"--storage={uri}",), ("--set", f"A='{uri}'")):
+        with pytest.raises(LedgerError, match="may hold a key"):
+            SlurmJob("mine", ("sweeps", "launch", *words), **values)

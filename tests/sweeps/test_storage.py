@@ -4,12 +4,14 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pyarrow import fs
 
 from sweeps import storage
-from sweeps.errors import LedgerError
+from sweeps.errors import DamagedError, LedgerError
 from sweeps.ledger import Ledger, list_sweeps
-from sweeps.storage import Location
+from sweeps.storage import Location, is_name
 from sweeps.trial import Attempt
 from tests.sweeps.test_ledger import facts, trial
 
@@ -261,9 +263,194 @@ def test_files_of_a_uri_are_named_before_its_options():
 def test_keys_in_a_uri_are_never_shown():
     location = Location.of("s3://AKIA:hush@bucket/folder?region=eu-west-1")
     assert location.show("a") == "s3://bucket/folder/a?region=eu-west-1"
+    assert "hush" not in repr(location)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://AKIA:hush@bucket/folder?colour=red",
+        "s3://AKIA:hu/sh@bucket/folder",
+        "s3://AKIA:hu%sh@bucket/folder",
+        "s3://bucket/folder?access_key=AKIA&secret_key=hush",
+        "abfs://name:hush@c.blob.core.windows.net/x?client_secret=hush",
+        "gs://user:hush@bucket/folder",
+        "ftp://user:hush@host/folder",
+        "s3:/AKIA:hush@bucket/folder",
+    ],
+)
+def test_keys_are_not_shown_where_nobody_understands_the_uri(uri, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(LedgerError) as caught:
-        Location.of("s3://AKIA:hush@bucket/folder?colour=red")
-    assert "hush" not in caught.value.message
+        Location.of(uri)
+    said = f"{caught.value.message} {caught.value.hint}"
+    assert not any(word in said for word in ("AKIA:", "hush", "hu/sh", "sh@", "user:"))
+    assert said.isprintable()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("storage", ["~nobody-has-this-name/runs", "s3:/bucket/x", "xy://host/a"])
+def test_place_that_is_none_is_an_error_with_a_hint(storage):
+    with pytest.raises(LedgerError) as caught:
+        Location.of(storage)
+    assert caught.value.hint
+    assert caught.value.message.isprintable()
+
+
+# -- names and links that others have put there
+
+BAD_NAMES = ["..", ".", "a/../b", "../x", "/etc/passwd", "a//b", "a/", "a\\..\\b", "a\0b", "a\nb",
+             "s/../../x", "s/\ud800"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_no_name_leads_out_of_a_storage(failing, s3, tmp_path, name):
+    (tmp_path / "store").mkdir()
+    for location in (
+        Location.of(tmp_path / "store"),
+        failing(lambda _: None)[0],
+        Location.of(s3("n")),
+    ):
+        for use in (
+            lambda at=location: at.at(name),
+            lambda at=location: at.read(name),
+            lambda at=location: at.exists(name),
+            lambda at=location: at.put(name, b""),
+            lambda at=location: at.delete(name),
+            lambda at=location: at.delete_folder(name),
+            lambda at=location: at.entries(name),
+            lambda at=location: at.copy_out(name, tmp_path / "out"),
+        ):
+            with pytest.raises(DamagedError) as caught:
+                use()
+            assert caught.value.message.isprintable()
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+@given(st.text())
+def test_what_is_a_name_leads_to_a_file_in_its_folder(text):
+    if is_name(text):
+        assert os.path.normpath(f"/a/{text}") == f"/a/{text}"
+        assert Path("/a", text).parent == Path("/a")
+
+
+@pytest.fixture
+def linked(tmp_path):
+    """A storage in whose sweep links lead to a folder outside, that folder, and its content."""
+    outside, sweep = tmp_path / "outside", tmp_path / "store" / "s"
+    outside.mkdir()
+    sweep.mkdir(parents=True)
+    (outside / "secret").write_text("mine")
+    (outside / "_old").write_text("mine")
+    os.utime(outside / "_old", (0, 0))
+    (sweep / "folder").symlink_to(outside)
+    (sweep / "file").symlink_to(outside / "secret")
+    (sweep / "inside").mkdir()
+    (sweep / "inside" / "link").symlink_to(outside / "secret")
+    (sweep / "around").mkdir()
+    (sweep / "around" / "loop").symlink_to(sweep / "around")
+    yield Location.of(tmp_path / "store"), outside
+    assert sorted((p.name, p.read_text()) for p in outside.iterdir()) == [
+        ("_old", "mine"),
+        ("secret", "mine"),
+    ]
+
+
+def test_nothing_is_read_written_or_deleted_over_a_link(linked, tmp_path):
+    location, _ = linked
+    for use in (
+        lambda: location.read("s/file"),
+        lambda: location.read("s/folder/secret"),
+        lambda: location.exists("s/file"),
+        lambda: location.entries("s/folder"),
+        lambda: location.names("s/folder", ""),
+        lambda: location.put("s/folder/new", b""),
+        lambda: location.put("s/file", b"", replace=True),
+        lambda: location.delete("s/folder/secret"),
+        lambda: location.delete_folder("s/folder"),
+        lambda: location.delete_leftovers("s/folder"),
+        lambda: location.copy_out("s/folder", tmp_path / "out"),
+        lambda: location.copy_out("s/inside", tmp_path / "out"),
+        lambda: location.copy_out("s/around", tmp_path / "out"),
+    ):
+        with pytest.raises(DamagedError, match="is a link"):
+            use()
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_a_folder_with_links_in_it_is_deleted_without_what_they_lead_to(linked):
+    location, _ = linked
+    location.delete_folder("s")
+    assert location.entries("") == []
+
+
+def test_sweep_that_is_a_link_itself_is_used(tmp_path):
+    (tmp_path / "big").mkdir()
+    Ledger.create(tmp_path / "big", "tiny", facts()).append(trial(1))
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "tiny").symlink_to(tmp_path / "big" / "tiny")
+    assert list_sweeps(tmp_path / "store") == ["tiny"]
+    assert Ledger.open(tmp_path / "store", "tiny").trials() == [trial(1)]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+def test_what_is_no_file_is_not_waited_for(tmp_path, make):
+    (tmp_path / "s").mkdir()
+    make(tmp_path / "s" / "x")
+    location = Location.of(tmp_path)
+    with pytest.raises(LedgerError):
+        location.read("s/x")
+    if make is os.mkfifo:
+        with pytest.raises(DamagedError, match="is no file"):
+            location.copy_out("s", tmp_path / "out")
+
+
+def test_name_that_is_no_unicode_is_passed_over(tmp_path):
+    (tmp_path / "s").mkdir()
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/s/_\xff")).touch()
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/s/\xff")).touch()
+    (tmp_path / "s" / "x").touch()
+    location = Location.of(tmp_path)
+    assert [info.base_name for info in location.entries("s")] == ["x"]
+    location.delete_leftovers("s")
+
+
+@pytest.mark.parametrize("key", ["../../../evil", "a/../../../../evil", "..", "a\\b", "a\nb"])
+def test_key_that_leads_elsewhere_is_not_copied_out_of_an_object_store(failing, tmp_path, key):
+    location, handler = failing(lambda _: None)
+    location.make_folder("s/models")
+    location.put("s/models/good", b"1")
+    listed = handler.get_file_info_selector  # keys may be anything, those of a folder are listed
+
+    def with_another(selector):
+        another = fs.FileInfo(f"s/models/{key}", fs.FileType.File)
+        return [*listed(selector), *([another] if selector.base_dir == "s/models" else [])]
+
+    handler.get_file_info_selector = with_another
+    with pytest.raises(DamagedError, match="is no name of anything"):
+        location.copy_out("s/models", tmp_path / "a" / "b" / "c" / "out")
+    assert list(tmp_path.rglob("*evil*")) == []
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "a b", "-rf", "a\nb", "\\", "\x1b[2J"])
+def test_folder_that_cannot_be_a_sweep_is_not_listed(failing, name):
+    location, handler = failing(lambda _: None)
+    Ledger.create(location, "tiny", facts())
+    listed = handler.get_file_info_selector
+    handler.get_file_info_selector = lambda selector: [
+        *listed(selector),
+        fs.FileInfo(name, fs.FileType.Directory),
+    ]
+    assert list_sweeps(location) == ["tiny"]
+
+
+def test_file_of_json_that_is_huge_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "MOST_BYTES", 10)
+    location = Location.of(tmp_path)
+    location.put("x", b"1" * 11)
+    with pytest.raises(DamagedError, match="11 bytes") as caught:
+        location.load("x", len, hint="mend it")
+    assert caught.value.hint == "mend it"
 
 
 # -- an object store

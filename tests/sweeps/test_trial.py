@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 
 from sweeps.trial import METRICS, Candidate, Measurement, Reason, Status, Trial
 
-axes = st.dictionaries(
-    st.text(min_size=1), st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
-)
+numbers = st.integers(-(2**63) + 1, 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+axes = st.dictionaries(st.text(min_size=1), st.booleans() | numbers | st.text())
 
 
 @given(axes)
