@@ -12,7 +12,6 @@ import re
 import shlex
 import sys
 import textwrap
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -20,8 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from sweeps import __version__
+from sweeps.door import run
+from sweeps.door import say as _say
 from sweeps.errors import SweepError, nearest
-from thesis.errors import BenchError, ConfigError, UserError
+from thesis.errors import BenchError, ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,31 +45,12 @@ Verb = Callable[[argparse.Namespace], None]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
-    options = _parser().parse_args(arguments)
-    try:
+
+    def command() -> None:
+        options = _parser().parse_args(arguments)
         options.verb(options)
-    except UserError as error:
-        _say(f"error: {error.message}")
-        if error.hint:
-            _say(f"hint: {error.hint}")
-        return 1
-    except KeyboardInterrupt:
-        _say("interrupted")
-        return 130
-    except BrokenPipeError:
-        # Whoever reads our table has seen enough of it, `| head` for one. Python would complain
-        # once more when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except Exception:
-        traceback.print_exc()
-        _say("error: unexpected; please report the lines above")
-        return 3
-    return 0
 
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    return run(command)
 
 
 # --- Verbs ---------------------------------------------------------------------------------------
