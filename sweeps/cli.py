@@ -22,7 +22,8 @@ from sweeps import __version__
 from sweeps.door import run
 from sweeps.door import say as _say
 from sweeps.errors import SweepError, nearest
-from thesis.errors import BenchError, ConfigError
+from thesis.errors import ConfigError, OutputError
+from thesis.files import check_output_file
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -287,6 +288,7 @@ def _front(options: argparse.Namespace) -> None:
     from sweeps.pareto import knee
     from sweeps.tables import front_json, front_record, print_csv, print_front, print_json
 
+    _check_figure(options.figure)
     limits = _limits(options)
     ledger = Ledger.open(options.storage, options.sweep)
     names = options.metrics or ledger.facts.objectives
@@ -376,8 +378,7 @@ def _bench(options: argparse.Namespace) -> None:
     from sweeps.tables import bench_json, print_bench, print_json
     from thesis.bench import bench
 
-    if options.figure:
-        _check_figure(options.figure)
+    _check_figure(options.figure)
     with _counting("rounds, processes") as counted:
         report = bench(
             options.bundles,
@@ -405,10 +406,10 @@ def _bench(options: argparse.Namespace) -> None:
             _say(f"next: sweeps bench {' '.join(map(str, options.bundles))} --figure bench.png")
 
 
-def _check_figure(path: Path) -> None:
-    """Raises BenchError before long work whose figure could not be written."""
-    if not (path.absolute().parent.is_dir() and path.suffix == ".png"):
-        raise BenchError(f"cannot draw '{path}'", hint="it ends in .png, in a folder that is there")
+def _check_figure(path: Path | None) -> None:
+    """Raises OutputError before long work whose figure could not be written."""
+    if path:
+        check_output_file(path, OutputError, suffix=".png", replace=True)
 
 
 def _ledger_export(options: argparse.Namespace) -> None:

@@ -184,6 +184,27 @@ def test_front_draws_a_figure(
     assert figure.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("name", ["front.pdf", "front", "nowhere/front.png", "."])
+def test_a_figure_of_a_front_that_cannot_be_written_is_one_error_before_anything_is_read(
+    storage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (tmp_path / "there.png").mkdir()
+    for figure in (name, "there.png"):
+        assert run("front", "none", "--storage", storage, "--figure", str(tmp_path / figure)) == 1
+        assert_one_error(capsys, figure)
+
+
+def test_without_a_home_folder_a_figure_is_drawn_without_a_word(
+    storage: str, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "sweeps.cli", "front", "tiny", "--storage", storage,
+         "--figure", str(tmp_path / "front.png")],
+        env={"HOME": "/dev/null/home"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert [line.partition(" ")[0] for line in done.stderr.splitlines()] == ["wrote", "next:"]
+
+
 def test_a_front_without_members_is_no_error(
     storage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

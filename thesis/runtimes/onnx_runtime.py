@@ -7,12 +7,19 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
 from thesis.config import DECODERS, DecoderConfig, SynthConfig
+from thesis.environ import environment
 from thesis.errors import ExportError
 from thesis.runtimes import contract
 from thesis.runtimes.contract import Quantisation
+
+# Its import starts to send usage data, names of models among them, and writes a number for this
+# machine into the home folder.
+with environment(ORT_DISABLE_TELEMETRY="1"):
+    import onnxruntime as ort
+
+VERSION: str = ort.__version__
 
 
 def session_options() -> ort.SessionOptions:
