@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TextIO, cast
 
 from thesis.errors import OutputError, UserError, printable
@@ -49,6 +50,7 @@ def run(command: Callable[[], None]) -> int:
     """
     with _standard_streams():
         try:
+            _ensure_home()
             _require_stdout()
             try:
                 command()
@@ -120,6 +122,17 @@ def _chain(error: BaseException, *, handled: bool = True) -> Iterator[BaseExcept
         seen.add(id(each))
         yield each
         each = each.__cause__ or (each.__context__ if handled else None)
+
+
+def _ensure_home() -> None:
+    """Gives a user without a home folder, as containers have, one that is not there.
+
+    Libraries keep caches elsewhere then; many fail where there is no name to look for.
+    """
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = "/nonexistent"
 
 
 # --- Where it prints -----------------------------------------------------------------------------

@@ -107,6 +107,19 @@ def test_an_interrupt_is_one_line(capsys: pytest.CaptureFixture[str], error: Bas
     assert lines(capsys) == ["interrupted"]
 
 
+def test_a_user_without_a_home_folder_is_one_with_none_to_write_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    seen = []
+    assert run(lambda: seen.append(Path("~/runs").expanduser())) == 0
+    assert seen == [Path("/nonexistent/runs")]
+
+
 # --- What it prints ---
 
 
