@@ -22,7 +22,7 @@ from sweeps import __version__
 from sweeps.door import run
 from sweeps.door import say as _say
 from sweeps.errors import SweepError, nearest
-from thesis.errors import ConfigError, OutputError
+from thesis.errors import ConfigError, OutputError, printable
 from thesis.files import check_output_file
 
 if TYPE_CHECKING:
@@ -356,10 +356,10 @@ def _promote(options: argparse.Namespace) -> None:
 def _verify(options: argparse.Namespace) -> None:
     from thesis.bundle import verify_bundle
 
-    bundle = verify_bundle(options.bundle)
+    bundle = verify_bundle(options.bundle, on_note=lambda note: _say(f"note: {note}"))
     print(
-        f"{options.bundle}: all checksums match, decoder loads, rendering reproduced "
-        f"(trial {bundle.trial['id']})"
+        f"{options.bundle}: all checksums match, all parts are of one model, rendering reproduced "
+        f"(trial {printable(bundle.trial['id'])})"
     )
     _say(f"next: sweeps render {options.bundle} in.wav out.wav")
 
