@@ -8,11 +8,12 @@ few. Whatever is wrong is one error, of the kind that the caller names.
 import io
 import json
 import math
+import re
 import stat
 import struct
 import zipfile
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -121,11 +122,11 @@ def read_arrays(path: Path, error: type[UserError]) -> dict[str, npt.NDArray[np.
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = archive.infolist()
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                raise ValueError("it is compressed")
             if sum(entry.file_size for entry in entries) > len(data):
                 raise ValueError("its entries overlap")
             for entry in entries:
-                if entry.compress_type != zipfile.ZIP_STORED:
-                    raise ValueError(f"{entry.filename!r} is compressed")
                 arrays[entry.filename.removesuffix(".npy")] = _array(archive.read(entry))
     except (
         ValueError,
@@ -146,27 +147,32 @@ def read_arrays(path: Path, error: type[UserError]) -> dict[str, npt.NDArray[np.
     return arrays
 
 
+_HEADER = re.compile(
+    rb"\{'descr': '([<>]f4)', 'fortran_order': (True|False), "
+    rb"'shape': \((|\d{1,12},|\d{1,12}(?:, \d{1,12}){1,7})\), \} *\n"
+)
+"""As numpy writes it. Its own reader takes any literal of Python."""
+
+
 def _array(data: bytes) -> npt.NDArray[np.float32]:
     """Returns what the content of an .npy file holds.
 
     Raises:
       ValueError: It is no float32, or there is more or less of it than its header says.
     """
-    file = io.BytesIO(data)
-    version = np.lib.format.read_magic(file)
-    read_header = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }.get(version)
-    if read_header is None:
+    version, n_header = np.lib.format.read_magic(io.BytesIO(data)), 10
+    if version != (1, 0):
         raise ValueError(f"version {version} of the format is not known")
-    shape, in_columns, dtype = read_header(file)
-    if dtype.kind != "f" or dtype.itemsize != 4:
-        raise ValueError(f"{dtype} is not float32")
-    if min(shape, default=0) < 0 or math.prod(shape) * 4 != len(data) - file.tell():
+    start = n_header + int.from_bytes(data[n_header - 2 : n_header], "little")
+    header = _HEADER.fullmatch(data[n_header:start])
+    if not header:
+        raise ValueError("it does not begin as an array of float32")
+    shape = tuple(map(int, re.findall(rb"\d+", header[3])))
+    if math.prod(shape) * 4 != len(data) - start:
         raise ValueError(f"there are not {list(shape)} values")
-    values = np.frombuffer(data, dtype, offset=file.tell())
-    return values.reshape(shape, order="F" if in_columns else "C").astype(np.float32)
+    values = np.frombuffer(data, header[1].decode(), offset=start)
+    order: Literal["C", "F"] = "F" if header[2] == b"True" else "C"
+    return values.reshape(shape, order=order).astype(np.float32)
 
 
 def read_wav(
