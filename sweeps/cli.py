@@ -369,7 +369,11 @@ def _render(options: argparse.Namespace) -> None:
     from thesis.render import render_recording
 
     seconds = render_recording(
-        load_bundle(options.bundle), options.recording, options.out, semitones=options.transpose
+        load_bundle(options.bundle),
+        options.recording,
+        options.out,
+        semitones=options.transpose,
+        on_note=lambda note: _say(f"note: {note}"),
     )
     print(f"{options.out}: {seconds:.1f} s")
 

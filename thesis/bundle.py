@@ -51,12 +51,12 @@ from thesis.c_code import c_header
 from thesis.checked_files import ARRAY_BYTES, read_arrays, read_json_object, read_text, read_wav
 from thesis.controls import decoder_inputs, white_noise
 from thesis.errors import BundleError, ExportError
-from thesis.export import MAX_ERROR, decoder_stream_onnx, synth_stream_onnx
+from thesis.export import MAX_ERROR, decoder_stream_onnx, synth_stream_onnx, synthesis_stream_onnx
 from thesis.files import sha256, written_whole
 from thesis.reference import synthesize
 from thesis.runtimes.contract import TrainedDecoder
 from thesis.runtimes.onnx_runtime import Session
-from thesis.stream import DecoderStream, SynthStream
+from thesis.stream import DecoderStream, SynthesisStream, SynthStream
 from thesis.streaming import schedule
 
 DECODER_FILE = "decoder.onnx"
@@ -89,6 +89,9 @@ takes a compiler minutes."""
 MAX_REVERB_SECONDS, MAX_CLIP_SECONDS = 4, 600
 """As long as configurations allow for, and longer than clips are."""
 
+MAX_WHOLE_SECONDS = 600
+"""What a model that cannot stream plays at the most: it decodes all of it at once."""
+
 _CHANGED = "it was damaged or changed; promote the trial again"
 
 DISTRIBUTION = "ddsp-sweeps"
@@ -109,6 +112,9 @@ class Controls:
 
     f0_hz: npt.NDArray[np.float32]
     loudness_db: npt.NDArray[np.float32]
+
+
+_Player = Callable[[npt.NDArray[np.int_]], npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -220,6 +226,72 @@ class ModelBundle:
                 hint=f"a clip has up to {MAX_CLIP_SECONDS} s",
             )
         return Controls(f0_hz, loudness_db)
+
+    def play(self, controls: Controls, *, seed: int = 0) -> Iterator[npt.NDArray[np.float32]]:
+        """Yields the audio that the model makes of controls, in blocks of about a second.
+
+        Together they are what `render` returns, in memory that does not grow with their length; but
+        the model plays on into what the last frame held would be, where `render` ends.
+
+        Args:
+          controls: Pitch and loudness.
+          seed: Of the noise.
+
+        Raises:
+          BundleError: The model cannot stream and the controls last longer than
+            `MAX_WHOLE_SECONDS`; or it plays values that are not finite.
+        """
+        stream, played = self._player(controls, seed)
+        n_late = stream.latency_samples
+        n_left = len(controls.f0_hz) * stream.hop_size
+        for frames in self._blocks(len(controls.f0_hz), stream):
+            block = played(frames)
+            if not np.isfinite(block).all():
+                raise BundleError(
+                    f"the model of '{self.path}' plays values that are not finite",
+                    hint="its weights are damaged; promote another trial",
+                )
+            heard = block[n_late:][:n_left]
+            n_late, n_left = max(0, n_late - block.size), n_left - heard.size
+            yield heard
+
+    def _player(
+        self, controls: Controls, seed: int
+    ) -> tuple[SynthStream | SynthesisStream, _Player]:
+        """Returns a stream, and what plays on it the frames of some numbers."""
+        if self.streams:
+            whole = self.stream(seed=seed)
+            return whole, lambda at: whole(controls.f0_hz[at], controls.loudness_db[at])
+        session = self.session
+        seconds = len(controls.f0_hz) * session.hop_size / session.sample_rate
+        if seconds > MAX_WHOLE_SECONDS:
+            raise BundleError(
+                f"{seconds:.0f} s are too long for a model that cannot stream",
+                hint=f"{MAX_WHOLE_SECONDS} s at a time, or a model with DilatedConvStack.norm = "
+                "'frame' and export.quantisation = 'none'",
+            )
+        outputs = session.decode(decoder_inputs(controls.f0_hz, controls.loudness_db)[None])[0]
+        model = synthesis_stream_onnx(
+            session.decoder_config,
+            session.synth,
+            self.impulse_response,
+            sample_rate=session.sample_rate,
+            hop_size=session.hop_size,
+        )
+        synthesis = SynthesisStream(model, seed=seed)
+        return synthesis, lambda at: synthesis(outputs[at], controls.f0_hz[at])
+
+    def _blocks(
+        self, n_frames: int, stream: SynthStream | SynthesisStream
+    ) -> Iterator[npt.NDArray[np.int_]]:
+        """Yields the numbers of the frames of each block, until the last one has been heard."""
+        of_a_second = self.session.sample_rate // self.session.hop_size
+        length = max(1, of_a_second // stream.cycle) * stream.cycle
+        end = n_frames + stream.delay_frames
+        for start in range(0, end, length):
+            n = min(length, end - start)
+            frames = start + np.arange(-(-n // stream.cycle) * stream.cycle)
+            yield np.minimum(frames, n_frames - 1)
 
     def _audio(self, name: str, *, finite: bool = True) -> npt.NDArray[np.float32]:
         audio, rate = read_wav(self.path / name, BundleError, finite=finite)

@@ -79,7 +79,7 @@ class ModelFacts:
     """What an exported model says of itself.
 
     Attributes:
-      artifact: 'decoder', 'decoder_stream' or 'synth_stream'.
+      artifact: 'decoder', 'decoder_stream', 'synth_stream' or 'synthesis_stream'.
       decoder: The architecture.
       synth: What the decoder's outputs mean.
       sample_rate: Of the audio, in Hz.
@@ -122,12 +122,16 @@ class ModelFacts:
         if kind not in DECODERS:
             raise ValueError(f"'decoder_type' is {kind!r}, not one of {', '.join(DECODERS)}")
         streams = artifact != "decoder"
+        synth = _config(SynthConfig, read.mapping("synth"))
+        hop_size = read.whole("hop_size", *HOP_SIZES)
+        if hop_size % synth.hop_multiple:
+            raise ValueError(f"'hop_size' of its metadata is no multiple of {synth.hop_multiple}")
         return cls(
             artifact,
             _config(DECODERS[kind], read.mapping("decoder")),
-            _config(SynthConfig, read.mapping("synth")),
+            synth,
             sample_rate=read.whole("sample_rate", *SAMPLE_RATES),
-            hop_size=read.whole("hop_size", *HOP_SIZES),
+            hop_size=hop_size,
             quantisation=read.text("quantisation") if "quantisation" in metadata else None,
             cycle=read.whole("cycle", 1, MAX_RESAMPLING) if streams else 1,
             delay_frames=read.whole("delay_frames", 0, MAX_DELAY_FRAMES) if streams else 0,
@@ -137,14 +141,17 @@ class ModelFacts:
     @property
     def inputs(self) -> "Arguments":
         """What such a model takes."""
-        if self.artifact == "synth_stream":
-            return self._with_states({"f0_hz": (None,), "loudness_db": (None,)}, STATE)
-        return self._with_states({INPUTS: (1, N_INPUTS, None)}, STATE)
+        f0: dict[str, Shape] = {"f0_hz": (None,)}
+        controls = {
+            "synth_stream": f0 | {"loudness_db": (None,)},
+            "synthesis_stream": f0 | {"outputs": (1, self.synth.n_outputs, None)},
+        }.get(self.artifact, {INPUTS: (1, N_INPUTS, None)})
+        return self._with_states(controls, STATE)
 
     @property
     def outputs(self) -> "Arguments":
         """What it gives."""
-        if self.artifact == "synth_stream":
+        if self.artifact.startswith("synth"):
             return self._with_states({"audio": (None,)}, NEXT)
         return self._with_states({"outputs": (1, self.synth.n_outputs, None)}, NEXT)
 

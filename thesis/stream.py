@@ -139,10 +139,8 @@ class DecoderStream(_Stream):
         return outputs.transpose(0, 2, 1)
 
 
-class SynthStream(_Stream):
-    """A whole model, block by block: pitch and loudness in, audio out."""
-
-    artifact = "synth_stream"
+class _AudioStream(_Stream):
+    """A model that gives audio: with noise, and a latency in samples."""
 
     def __init__(self, model: bytes | Path, *, seed: int = 0) -> None:
         """Loads a model.
@@ -166,6 +164,17 @@ class SynthStream(_Stream):
         silence = super()._silence()
         return silence | {"noise_key": np.array([noise_key(self._seed)], np.int64)}
 
+    def _play(self, inputs: Mapping[str, Array], n_frames: int) -> npt.NDArray[np.float32]:
+        audio = self._run(inputs)
+        require_shape(self._model.name, audio, (n_frames * self.hop_size,))
+        return audio
+
+
+class SynthStream(_AudioStream):
+    """A whole model, block by block: pitch and loudness in, audio out."""
+
+    artifact = "synth_stream"
+
     def __call__(self, f0_hz: Array, loudness_db: Array) -> npt.NDArray[np.float32]:
         """Returns the audio of the next block, [frames * hop_size].
 
@@ -183,6 +192,28 @@ class SynthStream(_Stream):
                 hint="both are [frames]",
             )
         controls = {"f0_hz": f0_hz, "loudness_db": loudness_db}
-        audio = self._run({name: x.astype(np.float32) for name, x in controls.items()})
-        require_shape(self._model.name, audio, (f0_hz.size * self.hop_size,))
-        return audio
+        return self._play({k: x.astype(np.float32) for k, x in controls.items()}, f0_hz.size)
+
+
+class SynthesisStream(_AudioStream):
+    """The synthesiser alone, block by block: a decoder's output and pitch in, audio out.
+
+    What plays a decoder that cannot stream; see `thesis.export.synthesis_stream_onnx`.
+    """
+
+    artifact = "synthesis_stream"
+
+    def __call__(
+        self, outputs: npt.NDArray[np.float32], f0_hz: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.float32]:
+        """Returns the audio of the next block, [frames * hop_size].
+
+        Args:
+          outputs: The decoder's, raw, [frames, n_outputs].
+          f0_hz: Pitch in Hz, [frames]; 0 or less where there is none.
+
+        Raises:
+          StreamError: No frame, or values that are not finite.
+        """
+        channels_first = np.ascontiguousarray(outputs.T, np.float32)[None]
+        return self._play({"outputs": channels_first, "f0_hz": f0_hz}, f0_hz.size)
