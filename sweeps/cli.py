@@ -203,7 +203,8 @@ def _print_plan(run: "RunConfig", options: argparse.Namespace) -> None:
 
 
 def _slurm(options: argparse.Namespace) -> None:
-    from sweeps.slurm import SlurmJob, sbatch_script, write_script
+    from sweeps.slurm import SlurmJob, memory_of, sbatch_script, write_script
+    from thesis.data import load_facts
 
     launch = _parser().parse_args(["launch", *options.launch])
     if launch.address or launch.dry_run:
@@ -216,7 +217,9 @@ def _slurm(options: argparse.Namespace) -> None:
             f"a trial asks for {launch.cpus_per_trial:g} CPUs, a node has {options.cpus_per_node}",
             hint="raise --cpus-per-node, or lower --cpus-per-trial",
         )
-    _run_to_launch(launch)  # what is wrong with it, is said now and not when the job's turn comes
+    # What is wrong with it is said now, and not when the job's turn comes.
+    _run_to_launch(launch)
+    load_facts(launch.data)
     job = SlurmJob(
         launch.name,
         ("sweeps", "launch", *options.launch),
@@ -224,13 +227,19 @@ def _slurm(options: argparse.Namespace) -> None:
         storage=launch.storage,
         nodes=options.nodes,
         cpus_per_node=options.cpus_per_node,
+        memory_gb=memory_of(
+            options.cpus_per_node,
+            launch.cpus_per_trial,
+            launch.max_concurrent,
+            options.memory_per_trial,
+        ),
         time_limit=options.time_limit,
         options=tuple(options.sbatch),
         setup=tuple(options.setup) or (f"export PATH={shlex.quote(sys.prefix)}/bin:$PATH",),
     )
     write_script(options.out, sbatch_script(job, script=str(options.out)))
     print(f"{options.out}: '{launch.name}' on {job.nodes} nodes of {job.cpus_per_node} CPUs")
-    _say(f"next: sbatch {options.out}")
+    _say(f"next: sbatch {shlex.quote(str(options.out))}")
 
 
 def _status(options: argparse.Namespace) -> None:
@@ -637,6 +646,9 @@ def _add_slurm(parser: argparse.ArgumentParser) -> None:
     add("--out", required=True, type=Path, metavar="FILE.sbatch", help="the script to write")
     add("--nodes", type=_positive, default=1, metavar="N", help="default: 1")
     add("--cpus-per-node", type=_positive, required=True, metavar="N", help="for trials")
+    add("--memory-per-trial", type=_gigabytes, default=3.5, metavar="GB",
+        help="of a node, for each trial that runs there; default: 3.5. "
+        "--sbatch mem=.. asks for another sum")  # fmt: skip
     add("--time-limit", default="", metavar="T", help="such as 8:00:00; default: the partition's")
     several("--sbatch", metavar="OPTION", help="any other of sbatch's, such as partition=long")
     several("--setup", metavar="COMMAND",
@@ -716,6 +728,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
+    return value
+
+
+def _gigabytes(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1024:
+        raise argparse.ArgumentTypeError(f"{text} is not within 0 and 1024 GB")
     return value
 
 

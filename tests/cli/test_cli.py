@@ -689,6 +689,7 @@ def test_a_slurm_job_launches_as_the_line_after_the_dashes_would(
         "export SWEEPS_STORAGE='my runs'",
         "#SBATCH --nodes=2",
         "#SBATCH --cpus-per-task=4",
+        "#SBATCH --mem=16G",
         "#SBATCH --time=2:00:00",
         "#SBATCH --partition=long",
     ):
@@ -702,6 +703,8 @@ def test_a_slurm_job_launches_as_the_line_after_the_dashes_would(
         (["--name", "tiny", "--address", "auto"], 1, "a job takes no --address"),
         (["--name", "tiny", "--cpus-per-trial", "8"], 1, "a trial asks for 8 CPUs, a node has 4"),
         (["--name", "tiny", "--set", "NONE=1"], 1, "NONE"),
+        (["--name", "n", "--data", "gone", "--trials", "1"], 1, "no dataset at 'gone'"),
+        (["--name", "tiny", "--data", "gone"], 1, "no dataset at 'gone'"),
         (["--name", "tiny", "--trails", "8"], 2, "unrecognized arguments: --trails"),
     ],
 )
