@@ -7,6 +7,9 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from thesis.errors import OutputError
+from thesis.files import written_file
+
 _COLOURS = ("#0b6e8f", "#d1495b", "#edae49", "#66a182", "#8d5a97", "#6c757d", "#2e4057", "#b5651d")
 _STYLES = ("-", "--", ":", "-.")
 _MARKERS = "osD^vPX*<>hp"
@@ -25,6 +28,9 @@ def draw_bench(records: Sequence[Record], path: Path, *, title: str) -> None:
       records: The rows.
       path: File to write.
       title: Of the figure.
+
+    Raises:
+      OutputError: The file cannot be written.
     """
     artifacts = [*dict.fromkeys(record["artifact"] for record in records)]
     figure = Figure(figsize=(3.4 + 3.6 * len(artifacts), 4.8), dpi=130, layout="constrained")
@@ -50,7 +56,7 @@ def draw_bench(records: Sequence[Record], path: Path, *, title: str) -> None:
                         color=_COLOURS[runtimes.index(runtime) % len(_COLOURS)],
                         marker=_MARKERS[forms.index(form) % len(_MARKERS)],
                         linestyle=_STYLES[bundles.index(bundle) % len(_STYLES)],
-                        label=f"{Path(bundle).name}: {label}" if len(bundles) > 1 else label,
+                        label=f"{_verbatim(bundle)}: {label}" if len(bundles) > 1 else label,
                     )  # fmt: skip
         _dress(axes, artifact, [r["block_samples"] for r in records if r["artifact"] == artifact])
     panels[0].set_ylabel("x real time, higher is better")
@@ -61,7 +67,13 @@ def draw_bench(records: Sequence[Record], path: Path, *, title: str) -> None:
     figure.legend(
         handles.values(), handles.keys(), loc="outside right upper", frameon=False, fontsize=8.5
     )
-    figure.savefig(path)
+    with written_file(path, OutputError, replace=True) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def _verbatim(bundle: str) -> str:
+    """Returns a folder's name as a label that holds no formula."""
+    return Path(bundle).name.replace("$", r"\$")
 
 
 def _dress(axes: Any, artifact: str, sizes: Sequence[int]) -> None:

@@ -10,6 +10,8 @@ from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 from sweeps.objectives import Objective, metric
 from sweeps.pareto import ParetoFront
 from sweeps.trial import Status, Trial
+from thesis.errors import OutputError
+from thesis.files import written_file
 
 _FRONT, _OTHER, _MARK = "#0b6e8f", "#b9c2c8", "#d1495b"
 _TICKS = [m * 10.0**e for e in range(-6, 9) for m in (1, 1.5, 2, 3, 5, 7)]
@@ -33,6 +35,9 @@ def draw_front(
       title: First line of the figure.
       knee: Member to point out.
       baseline_id: Id of the trial that is the baseline, pointed out too.
+
+    Raises:
+      OutputError: The file cannot be written.
     """
     quality, cost = front.objectives[:2]
     completed = [t for t in trials if t.status is Status.COMPLETED]
@@ -62,7 +67,8 @@ def draw_front(
     axes.spines[["top", "right"]].set_visible(False)
     if completed:
         axes.legend(frameon=False, fontsize=8.5, loc="upper right", markerscale=0.6)
-    figure.savefig(path)
+    with written_file(path, OutputError, replace=True) as temporary:
+        figure.savefig(temporary, format="png")
 
 
 def _points(

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime as ort
 
 from benchmarks import _harness as harness
 from sweeps.tables import print_table
@@ -21,7 +20,7 @@ from thesis.config import N_INPUTS, REFERENCE_DECODER, SynthConfig
 from thesis.controls import decoder_inputs
 from thesis.export import decoder_onnx
 from thesis.measure import pinned_to_one_core
-from thesis.runtimes.onnx_runtime import Session, session_options
+from thesis.runtimes.onnx_runtime import Session, ort, session_options
 
 NAME = "export_speed"
 RATE, HOP, SECONDS = 16_000, 64, 4.0

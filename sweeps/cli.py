@@ -12,7 +12,6 @@ import re
 import shlex
 import sys
 import textwrap
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -20,10 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from sweeps import __version__
-from sweeps.credentials import safe_uri, without_credentials
+from sweeps.credentials import safe_uri
+from sweeps.door import run
+from sweeps.door import say as _say
 from sweeps.errors import SweepError, nearest
-from sweeps.printable import in_a_line, show, show_text
-from thesis.errors import BenchError, ConfigError, UserError
+from sweeps.printable import show, show_text
+from thesis.errors import ConfigError, OutputError, UserError
+from thesis.files import check_output_file
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,31 +49,12 @@ Verb = Callable[[argparse.Namespace], None]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
-    options = _parser().parse_args(arguments)
-    try:
+
+    def command() -> None:
+        options = _parser().parse_args(arguments)
         options.verb(options)
-    except UserError as error:
-        _say(f"error: {error.message}")
-        if error.hint:
-            _say(f"hint: {error.hint}")
-        return 1
-    except KeyboardInterrupt:
-        _say("interrupted")
-        return 130
-    except BrokenPipeError:
-        # Whoever reads our table has seen enough of it, `| head` for one. Python would complain
-        # once more when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except Exception:
-        traceback.print_exc()
-        _say("error: unexpected; please report the lines above")
-        return 3
-    return 0
 
-
-def _say(line: str) -> None:
-    print(in_a_line(without_credentials(line)), file=sys.stderr)
+    return run(command)
 
 
 # --- Verbs ---------------------------------------------------------------------------------------
@@ -244,7 +227,7 @@ def _print_plan(plan: "Plan", run: "RunConfig", options: argparse.Namespace) -> 
 
 
 def _slurm(options: argparse.Namespace) -> None:
-    from sweeps.slurm import SlurmJob, sbatch_script, write_script
+    from sweeps.slurm import SlurmJob, memory_of, sbatch_script, write_script
     from sweeps.storage import check_no_credentials
 
     launch = _parser().parse_args(["launch", *options.launch])
@@ -268,13 +251,19 @@ def _slurm(options: argparse.Namespace) -> None:
         storage=launch.storage,
         nodes=options.nodes,
         cpus_per_node=options.cpus_per_node,
+        memory_gb=memory_of(
+            options.cpus_per_node,
+            launch.cpus_per_trial,
+            launch.max_concurrent,
+            options.memory_per_trial,
+        ),
         time_limit=options.time_limit,
         options=tuple(options.sbatch),
         setup=tuple(options.setup) or (f"export PATH={shlex.quote(sys.prefix)}/bin:$PATH",),
     )
     write_script(options.out, sbatch_script(job, script=str(options.out)))
     show(f"{options.out}: '{launch.name}' on {job.nodes} nodes of {job.cpus_per_node} CPUs")
-    _say(f"next: sbatch {options.out}")
+    _say(f"next: sbatch {shlex.quote(str(options.out))}")
 
 
 def _status(options: argparse.Namespace) -> None:
@@ -337,6 +326,7 @@ def _front(options: argparse.Namespace) -> None:
     from sweeps.pareto import knee
     from sweeps.tables import front_json, front_record, print_csv, print_front, print_json
 
+    _check_figure(options.figure)
     limits = _limits(options)
     ledger = Ledger.open(options.storage, options.sweep)
     names = options.metrics or ledger.facts.objectives
@@ -405,9 +395,9 @@ def _promote(options: argparse.Namespace) -> None:
 def _verify(options: argparse.Namespace) -> None:
     from thesis.bundle import verify_bundle
 
-    bundle = verify_bundle(options.bundle)
+    bundle = verify_bundle(options.bundle, on_note=lambda note: _say(f"note: {note}"))
     show(
-        f"{options.bundle}: all checksums match, decoder loads, rendering reproduced "
+        f"{options.bundle}: all checksums match, all parts are of one model, rendering reproduced "
         f"(trial {bundle.trial['id']})"
     )
     _say(f"next: sweeps render {options.bundle} in.wav out.wav")
@@ -418,7 +408,11 @@ def _render(options: argparse.Namespace) -> None:
     from thesis.render import render_recording
 
     seconds = render_recording(
-        load_bundle(options.bundle), options.recording, options.out, semitones=options.transpose
+        load_bundle(options.bundle),
+        options.recording,
+        options.out,
+        semitones=options.transpose,
+        on_note=lambda note: _say(f"note: {note}"),
     )
     show(f"{options.out}: {seconds:.1f} s")
 
@@ -427,8 +421,7 @@ def _bench(options: argparse.Namespace) -> None:
     from sweeps.tables import bench_json, print_bench, print_json
     from thesis.bench import bench
 
-    if options.figure:
-        _check_figure(options.figure)
+    _check_figure(options.figure)
     with _counting("rounds, processes") as counted:
         report = bench(
             options.bundles,
@@ -456,10 +449,10 @@ def _bench(options: argparse.Namespace) -> None:
             _say(f"next: sweeps bench {' '.join(map(str, options.bundles))} --figure bench.png")
 
 
-def _check_figure(path: Path) -> None:
-    """Raises BenchError before long work whose figure could not be written."""
-    if not (path.absolute().parent.is_dir() and path.suffix == ".png"):
-        raise BenchError(f"cannot draw '{path}'", hint="it ends in .png, in a folder that is there")
+def _check_figure(path: Path | None) -> None:
+    """Raises OutputError before long work whose figure could not be written."""
+    if path:
+        check_output_file(path, OutputError, suffix=".png", replace=True)
 
 
 def _retry(options: argparse.Namespace) -> None:
@@ -714,6 +707,9 @@ def _add_slurm(parser: argparse.ArgumentParser) -> None:
     add("--out", required=True, type=Path, metavar="FILE.sbatch", help="the script to write")
     add("--nodes", type=_positive, default=1, metavar="N", help="default: 1")
     add("--cpus-per-node", type=_positive, required=True, metavar="N", help="for trials")
+    add("--memory-per-trial", type=_gigabytes, default=3.5, metavar="GB",
+        help="of a node, for each trial that runs there; default: 3.5. "
+        "--sbatch mem=.. asks for another sum")  # fmt: skip
     add("--time-limit", default="", metavar="T", help="such as 8:00:00; default: the partition's")
     several("--sbatch", metavar="OPTION", help="any other of sbatch's, such as partition=long")
     several("--setup", metavar="COMMAND",
@@ -793,6 +789,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
+    return value
+
+
+def _gigabytes(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1024:
+        raise argparse.ArgumentTypeError(f"{text} is not within 0 and 1024 GB")
     return value
 
 

@@ -4,22 +4,12 @@ A record, a bundle or a dataset may be anybody's, and so may the strings in it. 
 control characters: they move its cursor, change its title, and hide what was printed before.
 """
 
+from thesis.errors import printable
+
+__all__ = ["in_a_line", "printable", "show", "show_text"]
+
 LONGEST = 2_000
 """Characters of a line that says what went wrong; a value in it may be as long as a file."""
-
-
-def printable(text: str, *, keep: str = "") -> str:
-    r"""Returns a text in which what cannot be seen is spelled out, '\x1b' for an escape.
-
-    Args:
-      text: What is to be printed. Line ends, too, are spelled out.
-      keep: Characters that are left as they are.
-    """
-    if text.isprintable():
-        return text
-    return "".join(
-        c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text
-    )
 
 
 def in_a_line(text: str) -> str:

@@ -15,7 +15,6 @@ from thesis.bundle import (
     DECODER_STREAM_FILE,
     HEADER_FILE,
     SYNTH_STREAM_FILE,
-    WEIGHTS_FILE,
     ModelBundle,
 )
 from thesis.c_stream import compile_header, compiler_version
@@ -23,7 +22,7 @@ from thesis.controls import decoder_inputs
 from thesis.data import Dataset
 from thesis.errors import BenchError, DatasetError, MissingRuntimeError, UserError
 from thesis.runtimes import NAMES, check_name, runtime
-from thesis.runtimes.contract import Quantisation, TrainedDecoder
+from thesis.runtimes.contract import Quantisation
 
 Block = int | Literal["clip"]
 
@@ -203,10 +202,11 @@ class Maker:
             return self._shipped(_FILES[artifact])
         folder = self.folder / name / FLOATS
         if name == C:
-            header = self._shipped(HEADER_FILE).read_text()
+            self._shipped(HEADER_FILE)
             folder.mkdir(parents=True, exist_ok=True)
-            return compile_header(header, folder)
-        return runtime(name).convert(self._decoder, folder)
+            # Not what ships: a bundle may be a stranger's, and what is compiled here runs here.
+            return compile_header(self.bundle.header(), folder)
+        return runtime(name).convert(self.bundle.decoder, folder)
 
     def _shipped(self, name: str) -> Path:
         path = self.bundle.path / name
@@ -219,22 +219,13 @@ class Maker:
 
     def _integers(self, name: str, how: Quantisation) -> Path:
         folder = self.folder / name / how.name
-        return runtime(name).quantise(self._decoder, folder, how, self._calibration)
+        return runtime(name).quantise(self.bundle.decoder, folder, how, self._calibration)
 
     def _size(self, path: Path) -> int:
         """Returns the bytes of a file of the bundle, or of all that was converted with it."""
         if path.parent == self.bundle.path:
             return path.stat().st_size
         return sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file())
-
-    @cached_property
-    def _decoder(self) -> TrainedDecoder:
-        session = self.bundle.session
-        with np.load(self.bundle.path / WEIGHTS_FILE, allow_pickle=False) as arrays:
-            weights = dict(arrays)
-        return TrainedDecoder(
-            session.decoder_config, session.synth, weights, session.sample_rate, session.hop_size
-        )
 
     @cached_property
     def _calibration(self) -> npt.NDArray[np.float32]:

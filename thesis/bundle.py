@@ -16,31 +16,47 @@
 | `SHA256SUMS` | checksums of all of these, as `sha256sum -c` reads them |
 
 A model that cannot stream (norm 'time') has no stream files, nor has one in 8-bit integers; a large
-one has no header. Nothing in a bundle is pickled, and nothing is loaded before its checksum is
-right.
+one has no header. Nothing in a bundle is pickled or run, and nothing is loaded before its checksum
+is right.
 """
 
 import io
 import json
+import os
 import shutil
-from collections.abc import Mapping
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from thesis.agreement import (
+    compare_config,
+    compare_facts,
+    compare_graphs,
+    compare_headers,
+    compare_integers,
+    compare_outputs,
+    compare_record,
+    compare_weights,
+)
+from thesis.architecture import Weights
 from thesis.c_code import c_header
+from thesis.checked_files import ARRAY_BYTES, read_arrays, read_json_object, read_text, read_wav
 from thesis.controls import decoder_inputs, white_noise
 from thesis.errors import BundleError, ExportError
-from thesis.export import decoder_stream_onnx, synth_stream_onnx
+from thesis.export import MAX_ERROR, decoder_stream_onnx, synth_stream_onnx, synthesis_stream_onnx
 from thesis.files import sha256, written_whole
-from thesis.quantise import QUANTISATION
 from thesis.reference import synthesize
+from thesis.runtimes.contract import TrainedDecoder
 from thesis.runtimes.onnx_runtime import Session
-from thesis.stream import SynthStream
+from thesis.stream import DecoderStream, SynthesisStream, SynthStream
 from thesis.streaming import schedule
 
 DECODER_FILE = "decoder.onnx"
@@ -70,6 +86,17 @@ MAX_HEADER_PARAMETERS = 500_000
 """Decoders with more weights have no C header: it is a text, of 73 MB for DDSP-full, and one that
 takes a compiler minutes."""
 
+MAX_REVERB_SECONDS, MAX_CLIP_SECONDS = 4, 600
+"""As long as configurations allow for, and longer than clips are."""
+
+MAX_WHOLE_SECONDS = 600
+"""What a model that cannot stream plays at the most: it decodes all of it at once."""
+
+_CHANGED = "it was damaged or changed; promote the trial again"
+
+DISTRIBUTION = "ddsp-sweeps"
+"""What this project is called among installed packages, and in `versions` of a trial's record."""
+
 RENDER_TOLERANCE = 1e-4
 """A bundle's rendering may differ by this much between machines."""
 
@@ -85,6 +112,9 @@ class Controls:
 
     f0_hz: npt.NDArray[np.float32]
     loudness_db: npt.NDArray[np.float32]
+
+
+_Player = Callable[[npt.NDArray[np.int_]], npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -126,19 +156,162 @@ class ModelBundle:
 
     @cached_property
     def trial(self) -> dict[str, Any]:
-        """The trial's record."""
-        record: dict[str, Any] = json.loads((self.path / TRIAL_FILE).read_text())
+        """The trial's record; its 'id' is a text.
+
+        Raises:
+          BundleError: It is no such record.
+        """
+        record = read_json_object(self.path / TRIAL_FILE, BundleError)
+        if not isinstance(record.get("id"), str):
+            raise BundleError(f"{TRIAL_FILE} in '{self.path}' has no id", hint=_CHANGED)
         return record
 
     @cached_property
     def impulse_response(self) -> npt.NDArray[np.float32]:
-        """The reverb, [taps]."""
-        return read_audio(self.path / REVERB_FILE)
+        """The reverb, [taps].
+
+        Raises:
+          BundleError: It is no audio of the model's rate, or too long.
+        """
+        response = self._audio(REVERB_FILE)
+        if response.size > MAX_REVERB_SECONDS * self.session.sample_rate:
+            raise BundleError(
+                f"{REVERB_FILE} in '{self.path}' is longer than {MAX_REVERB_SECONDS} s",
+                hint=_CHANGED,
+            )
+        return response
+
+    @cached_property
+    def decoder(self) -> TrainedDecoder:
+        """The decoder as it was trained: what all that ships is made from.
+
+        Raises:
+          BundleError: The weights are not those of the architecture.
+        """
+        weights = read_arrays(self.path / WEIGHTS_FILE, BundleError)
+        with self._naming(WEIGHTS_FILE):
+            compare_weights(weights, self.session.facts)
+        return _trained(self.session, weights)
+
+    @property
+    def has_header(self) -> bool:
+        """Whether it holds the model in C."""
+        return (self.path / HEADER_FILE).is_file()
+
+    def header(self) -> str:
+        """Returns the model in C, made from the weights: what ships is a stranger's text.
+
+        Raises:
+          BundleError: The weights are not those of the architecture.
+          ExportError: The model cannot stream.
+        """
+        return _header(self.decoder, self.impulse_response)
 
     def controls(self) -> Controls:
-        """Returns the controls of the validation clip that comes with the bundle."""
-        with np.load(self.path / CONTROLS_FILE, allow_pickle=False) as arrays:
-            return Controls(arrays["f0_hz"], arrays["loudness_db"])
+        """Returns the controls of the validation clip that comes with the bundle.
+
+        Raises:
+          BundleError: They are no controls: [frames] each, as many, 1 or more.
+        """
+        arrays = read_arrays(self.path / CONTROLS_FILE, BundleError)
+        f0_hz, loudness_db = arrays.get("f0_hz"), arrays.get("loudness_db")
+        if f0_hz is None or loudness_db is None or f0_hz.shape != loudness_db.shape:
+            raise BundleError(
+                f"{CONTROLS_FILE} in '{self.path}' holds no pitch and loudness", hint=_CHANGED
+            )
+        most = MAX_CLIP_SECONDS * self.session.sample_rate / self.session.hop_size
+        if f0_hz.ndim != 1 or not 1 <= f0_hz.size <= most:
+            raise BundleError(
+                f"{CONTROLS_FILE} in '{self.path}' holds controls of shape {list(f0_hz.shape)}",
+                hint=f"a clip has up to {MAX_CLIP_SECONDS} s",
+            )
+        return Controls(f0_hz, loudness_db)
+
+    def play(self, controls: Controls, *, seed: int = 0) -> Iterator[npt.NDArray[np.float32]]:
+        """Yields the audio that the model makes of controls, in blocks of about a second.
+
+        Together they are what `render` returns, in memory that does not grow with their length; but
+        the model plays on into what the last frame held would be, where `render` ends.
+
+        Args:
+          controls: Pitch and loudness.
+          seed: Of the noise.
+
+        Raises:
+          BundleError: The model cannot stream and the controls last longer than
+            `MAX_WHOLE_SECONDS`; or it plays values that are not finite.
+        """
+        stream, played = self._player(controls, seed)
+        n_late = stream.latency_samples
+        n_left = len(controls.f0_hz) * stream.hop_size
+        for frames in self._blocks(len(controls.f0_hz), stream):
+            block = played(frames)
+            if not np.isfinite(block).all():
+                raise BundleError(
+                    f"the model of '{self.path}' plays values that are not finite",
+                    hint="its weights are damaged; promote another trial",
+                )
+            heard = block[n_late:][:n_left]
+            n_late, n_left = max(0, n_late - block.size), n_left - heard.size
+            yield heard
+
+    def _player(
+        self, controls: Controls, seed: int
+    ) -> tuple[SynthStream | SynthesisStream, _Player]:
+        """Returns a stream, and what plays on it the frames of some numbers."""
+        if self.streams:
+            whole = self.stream(seed=seed)
+            return whole, lambda at: whole(controls.f0_hz[at], controls.loudness_db[at])
+        session = self.session
+        seconds = len(controls.f0_hz) * session.hop_size / session.sample_rate
+        if seconds > MAX_WHOLE_SECONDS:
+            raise BundleError(
+                f"{seconds:.0f} s are too long for a model that cannot stream",
+                hint=f"{MAX_WHOLE_SECONDS} s at a time, or a model with DilatedConvStack.norm = "
+                "'frame' and export.quantisation = 'none'",
+            )
+        outputs = session.decode(decoder_inputs(controls.f0_hz, controls.loudness_db)[None])[0]
+        model = synthesis_stream_onnx(
+            session.decoder_config,
+            session.synth,
+            self.impulse_response,
+            sample_rate=session.sample_rate,
+            hop_size=session.hop_size,
+        )
+        synthesis = SynthesisStream(model, seed=seed)
+        return synthesis, lambda at: synthesis(outputs[at], controls.f0_hz[at])
+
+    def _blocks(
+        self, n_frames: int, stream: SynthStream | SynthesisStream
+    ) -> Iterator[npt.NDArray[np.int_]]:
+        """Yields the numbers of the frames of each block, until the last one has been heard."""
+        of_a_second = self.session.sample_rate // self.session.hop_size
+        length = max(1, of_a_second // stream.cycle) * stream.cycle
+        end = n_frames + stream.delay_frames
+        for start in range(0, end, length):
+            n = min(length, end - start)
+            frames = start + np.arange(-(-n // stream.cycle) * stream.cycle)
+            yield np.minimum(frames, n_frames - 1)
+
+    def _audio(self, name: str, *, finite: bool = True) -> npt.NDArray[np.float32]:
+        audio, rate = read_wav(self.path / name, BundleError, finite=finite)
+        if rate != self.session.sample_rate:
+            raise BundleError(
+                f"{name} in '{self.path}' is at {rate} Hz, its model at {self.session.sample_rate}",
+                hint=_CHANGED,
+            )
+        return audio
+
+    @contextmanager
+    def _naming(self, name: str) -> Iterator[None]:
+        """Says of which file a ValueError is."""
+        try:
+            yield
+        except ValueError as error:
+            raise BundleError(
+                f"{name} in '{self.path}' is not of the model of the other files: {error}",
+                hint=_CHANGED,
+            ) from error
 
     def render(self, controls: Controls, *, seed: int = 0) -> npt.NDArray[np.float32]:
         """Returns the audio that the model makes of controls, [frames * hop_size]."""
@@ -222,82 +395,227 @@ def write_bundle(
     return ModelBundle(path)
 
 
+def _trained(session: Session, weights: Weights) -> TrainedDecoder:
+    return TrainedDecoder(
+        session.decoder_config, session.synth, weights, session.sample_rate, session.hop_size
+    )
+
+
 def _write_streams(folder: Path, session: Session) -> None:
     """Writes the models that play streams, if this one can."""
-    if QUANTISATION in session.metadata:
-        return
-    config = session.decoder_config
+    weights = read_arrays(folder / WEIGHTS_FILE, ExportError)
     try:
-        schedule(config.plan(session.synth.n_outputs))
-    except ExportError:
-        return
-    with np.load(folder / WEIGHTS_FILE, allow_pickle=False) as arrays:
-        weights = dict(arrays)
-    rates = {"sample_rate": session.sample_rate, "hop_size": session.hop_size}
-    (folder / DECODER_STREAM_FILE).write_bytes(
-        decoder_stream_onnx(config, session.synth, weights, **rates)
-    )
+        compare_weights(weights, session.facts)
+    except ValueError as error:
+        raise ExportError(
+            f"the trial's weights are not its decoder's: {error}", hint="run the trial again"
+        ) from error
+    decoder = _trained(session, weights)
     response = read_audio(folder / REVERB_FILE)
-    (folder / SYNTH_STREAM_FILE).write_bytes(
-        synth_stream_onnx(config, session.synth, weights, response, **rates)
-    )
-    if config.parameter_count(session.synth.n_outputs) > MAX_HEADER_PARAMETERS:
-        return
-    header = c_header(
-        config,
-        session.synth,
-        weights,
+    for name, model in _streams(session, decoder, response).items():
+        (folder / name).write_bytes(model)
+    if _has_header(session):
+        (folder / HEADER_FILE).write_text(_header(decoder, response), encoding="ascii")
+
+
+def _can_stream(session: Session) -> bool:
+    if session.facts.quantisation is not None:
+        return False
+    try:
+        schedule(session.decoder_config.plan(session.synth.n_outputs))
+    except ExportError:
+        return False
+    return True
+
+
+def _has_header(session: Session) -> bool:
+    size = session.decoder_config.parameter_count(session.synth.n_outputs)
+    return _can_stream(session) and size <= MAX_HEADER_PARAMETERS
+
+
+def _streams(
+    session: Session, decoder: TrainedDecoder, response: npt.NDArray[np.float32]
+) -> dict[str, bytes]:
+    """Returns the models that play streams by the names of their files; none if it cannot."""
+    if not _can_stream(session):
+        return {}
+    model = decoder.config, decoder.synth, decoder.weights
+    rate, hop_size = decoder.sample_rate, decoder.hop_size
+    return {
+        DECODER_STREAM_FILE: decoder_stream_onnx(*model, sample_rate=rate, hop_size=hop_size),
+        SYNTH_STREAM_FILE: synth_stream_onnx(*model, response, sample_rate=rate, hop_size=hop_size),
+    }
+
+
+def _header(decoder: TrainedDecoder, response: npt.NDArray[np.float32]) -> str:
+    return c_header(
+        decoder.config,
+        decoder.synth,
+        decoder.weights,
         response,
-        sample_rate=session.sample_rate,
-        hop_size=session.hop_size,
+        sample_rate=decoder.sample_rate,
+        hop_size=decoder.hop_size,
     )
-    (folder / HEADER_FILE).write_text(header, encoding="ascii")
 
 
 def load_bundle(path: Path) -> ModelBundle:
     """Returns a bundle whose files are all there and unchanged.
 
+    It may be a stranger's. What is in its files is looked at when it is used, and it never runs.
+
     Raises:
-      BundleError: The folder is no bundle, or a file is missing or differs from its checksum.
+      BundleError: The folder is no bundle, or a file is missing, differs from its checksum or
+        cannot be read.
     """
-    try:
-        lines = (path / CHECKSUMS_FILE).read_text().splitlines()
-        expected = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
-    except (OSError, ValueError) as error:
-        raise BundleError(
-            f"'{path}' is no model bundle",
-            hint="make one with 'sweeps promote TRIAL --to DIR'",
-        ) from error
-    signed = [name for name in STREAM_FILES if name in expected or (path / name).exists()]
+    expected = _checksums(path)
+    signed = [name for name in STREAM_FILES if name in expected or os.path.lexists(path / name)]
     for name in (*_ALL_FILES, *signed):
         file = path / name
-        if name not in expected or not file.is_file():
+        if name not in expected or not _is_file(file):
             raise BundleError(f"'{path}' has no {name}", hint="promote the trial again")
-        if sha256(file) != expected[name]:
+        if _sha256(file) != expected[name]:
             raise BundleError(
                 f"{name} in '{path}' is not the file that was written",
-                hint="it was damaged or changed; promote the trial again",
+                hint=_CHANGED,
             )
     return ModelBundle(path)
 
 
-def verify_bundle(path: Path) -> ModelBundle:
-    """Loads a bundle, renders its clip again, whole and as a stream, and compares the renderings.
+def _checksums(path: Path) -> dict[str, str]:
+    """Returns the checksums by name.
 
     Raises:
-      BundleError: As `load_bundle`, or a rendering differs.
-      ExportError: The decoder cannot be loaded.
+      BundleError: The folder holds none.
+    """
+    said, file = f"'{path}' is no model bundle", path / CHECKSUMS_FILE
+    hint = "make one with 'sweeps promote TRIAL --to DIR'"
+    if not _is_file(file):
+        raise BundleError(said, hint=hint)
+    lines = read_text(file, BundleError).splitlines()
+    try:
+        return {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+    except ValueError as error:
+        raise BundleError(said, hint=hint) from error
+
+
+def _is_file(path: Path) -> bool:
+    """Returns whether there is a file; of pipes and devices, which may never end, nothing is read.
+
+    Raises:
+      BundleError: It cannot be found out.
+    """
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise _cannot_read(path, error) from error
+
+
+def _cannot_read(path: Path, error: OSError) -> BundleError:
+    return BundleError(
+        f"cannot read '{path}': {error.strerror or error}", hint="check its permissions"
+    )
+
+
+def _sha256(file: Path) -> str:
+    try:
+        return sha256(file)
+    except OSError as error:
+        raise _cannot_read(file, error) from error
+
+
+def verify_bundle(path: Path, *, on_note: Callable[[str], None] = lambda note: None) -> ModelBundle:
+    """Loads a bundle, and checks that all of it is of one model.
+
+    Everything that ships is made again from the weights, the configuration in the decoder's
+    metadata and the reverb, and compared; the clip is rendered again, whole and as streams. That
+    is integrity, not authenticity: who makes all parts anew, makes another bundle. See
+    docs/concepts/bundle.md.
+
+    Args:
+      path: The folder.
+      on_note: Called with what could not be checked, a line each.
+
+    Raises:
+      BundleError: As `load_bundle`, or parts do not belong together, or a rendering differs.
+      ExportError: A model cannot be loaded.
     """
     bundle = load_bundle(path)
-    stored, controls = read_audio(path / RENDERING_FILE), bundle.controls()
+    facts = bundle.session.facts
+    controls, stored = bundle.controls(), bundle._audio(RENDERING_FILE, finite=False)
+    bundle._audio(CLIP_FILE)
+    with bundle._naming(TRIAL_FILE):
+        compare_record(bundle.trial, facts)
+    with bundle._naming(CONFIG_FILE):
+        compare_config(read_text(path / CONFIG_FILE, BundleError), facts)
+    _verify_decoder(bundle, controls)
     _require_equal("rendering", bundle.render(controls), stored, path)
-    if bundle.streams:
-        stream = bundle.stream()
-        n_frames = len(controls.f0_hz) // stream.cycle * stream.cycle
-        played = stream(controls.f0_hz[:n_frames], controls.loudness_db[:n_frames])
-        played = played[stream.latency_samples :]
-        _require_equal("stream", played, stored[: played.size], path)
+    _verify_streams(bundle, controls, stored)
+    if bundle.has_header:
+        _verify_header(bundle, on_note)
     return bundle
+
+
+def _verify_decoder(bundle: ModelBundle, controls: Controls) -> None:
+    """Compares the decoder with one that is made of the weights."""
+    anew = bundle.decoder.onnx
+    inputs = decoder_inputs(controls.f0_hz, controls.loudness_db)[None]
+    outputs, expected = bundle.session.decode(inputs), Session(anew).decode(inputs)
+    with bundle._naming(DECODER_FILE):
+        if bundle.session.facts.quantisation is not None:
+            compare_integers(outputs, expected)
+        elif not compare_graphs((bundle.path / DECODER_FILE).read_bytes(), anew):
+            compare_outputs(outputs, expected, allowed=MAX_ERROR)
+
+
+def _verify_streams(
+    bundle: ModelBundle, controls: Controls, stored: npt.NDArray[np.float32]
+) -> None:
+    """Compares the streams with those that are made of the weights, and plays them."""
+    there = [name for name in STREAM_FILES if (bundle.path / name).is_file()]
+    if not there:
+        return
+    anew = _streams(bundle.session, bundle.decoder, bundle.impulse_response)
+    if not anew or (HEADER_FILE in there and not _has_header(bundle.session)):
+        raise BundleError(
+            f"{there[-1]} in '{bundle.path}' is of another model: this one has none", hint=_CHANGED
+        )
+    kinds: dict[str, type[DecoderStream | SynthStream]] = {
+        DECODER_STREAM_FILE: DecoderStream,
+        SYNTH_STREAM_FILE: SynthStream,
+    }
+    for name in (name for name in there if name in kinds):
+        stream = kinds[name](bundle.path / name)
+        with bundle._naming(name):
+            compare_facts(stream.facts, bundle.session.facts)
+            compare_graphs((bundle.path / name).read_bytes(), anew[name])
+        n_frames = len(controls.f0_hz) // stream.cycle * stream.cycle
+        f0_hz, loudness_db = controls.f0_hz[:n_frames], controls.loudness_db[:n_frames]
+        if isinstance(stream, SynthStream):
+            played = stream(f0_hz, loudness_db)[stream.latency_samples :]
+            _require_equal("stream", played, stored[: played.size], bundle.path)
+        else:
+            inputs = decoder_inputs(f0_hz, loudness_db)[None]
+            outputs = stream(inputs)[:, stream.delay_frames :]
+            expected = bundle.session.decode(inputs)[:, : outputs.shape[1]]
+            with bundle._naming(name):
+                compare_outputs(outputs, expected, allowed=MAX_ERROR)
+
+
+def _verify_header(bundle: ModelBundle, on_note: Callable[[str], None]) -> None:
+    """Compares the header with one that is made of the weights."""
+    stored = read_text(bundle.path / HEADER_FILE, BundleError, limit=ARRAY_BYTES)
+    with bundle._naming(HEADER_FILE):
+        if not compare_headers(stored, bundle.header()):
+            written_by, ours = bundle.trial.get("versions"), version(DISTRIBUTION)
+            by = written_by.get(DISTRIBUTION, ours) if isinstance(written_by, dict) else ours
+            if by == ours:
+                raise ValueError("its code is not what is made of the weights")
+            on_note(
+                f"{HEADER_FILE} was made by another release ({by}): its numbers were compared, its "
+                "code was not"
+            )
 
 
 def _require_equal(
@@ -326,8 +644,9 @@ def write_audio(path: Path, audio: npt.NDArray[np.float32], sample_rate: int) ->
 
 
 def read_audio(path: Path) -> npt.NDArray[np.float32]:
-    """Returns mono audio that `write_audio` wrote, [samples]."""
-    import soundfile
+    """Returns mono audio that `write_audio` wrote, [samples].
 
-    audio, _ = soundfile.read(path, dtype="float32")
-    return np.asarray(audio, dtype=np.float32)
+    Raises:
+      BundleError: It is anything else.
+    """
+    return read_wav(path, BundleError)[0]

@@ -49,7 +49,8 @@ class CStream:
         """Compiles a header with `$CC`, or else `cc`.
 
         Args:
-          header: What `thesis.c_code.c_header` returns.
+          header: What `thesis.c_code.c_header` returns. It runs: of a bundle take
+            `ModelBundle.header`, which is made anew, and not the file, which may be a stranger's.
           name: As given to it.
           seed: Of the noise.
           flags: For the compiler.

@@ -19,8 +19,31 @@ class UserError(Exception):
         return (_rebuild, (type(self), self.message, self.hint))
 
 
+def printable(text: str, *, keep: str = "") -> str:
+    r"""Returns a text as one line that a terminal shows and does not obey.
+
+    Names and messages may hold what a stranger wrote. Control characters could move the cursor, set
+    the window's title or hide a line; directional marks could turn words around. They are shown as
+    escapes, such as '\x1b', and so are line breaks and what is no text at all.
+
+    Args:
+      text: Of any origin.
+      keep: Characters that are left as they are.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c in keep else c.encode("unicode_escape").decode("ascii")
+        for c in text
+    )
+
+
 def _rebuild(cls: type[UserError], message: str, hint: str) -> UserError:
     return cls(message, hint=hint)
+
+
+class OutputError(UserError):
+    """A file or stream that cannot be written to."""
 
 
 class AudioError(UserError):

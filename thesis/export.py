@@ -128,6 +128,42 @@ def synth_stream_onnx(
     return graph.serialize("synth_stream", metadata)
 
 
+def synthesis_stream_onnx(
+    config: DecoderConfig,
+    synth: SynthConfig,
+    impulse_response: npt.NDArray[np.float32],
+    *,
+    sample_rate: int,
+    hop_size: int,
+) -> bytes:
+    """Returns the synthesiser alone as a serialised ONNX model that plays in blocks.
+
+    As `synth_stream_onnx`, with a decoder's output in place of the loudness: `outputs`,
+    [1, n_outputs, frames], and `f0_hz`, [frames]. What plays a decoder that cannot stream.
+
+    Args:
+      config: The architecture of that decoder, for the metadata.
+      synth: How many outputs there are and what they mean.
+      impulse_response: The reverb as it is heard, [taps]; empty for none.
+      sample_rate: Of the audio, in Hz.
+      hop_size: Samples a frame.
+    """
+    graph = Graph()
+    graph.input(OUTPUTS, [1, synth.n_outputs, "frames"])
+    graph.input(F0, ["frames"])
+    count_frames(graph, F0, axis=0)
+    Synth(graph, synth, sample_rate, hop_size, late=0).lay(OUTPUTS, impulse_response)
+    delay = synthesis_delay(synth, hop_size)
+    metadata = _metadata(config, synth, sample_rate, hop_size) | {
+        "inputs": [OUTPUTS, F0],
+        "outputs": ["audio"],
+        "delay_frames": delay,
+        "latency_samples": delay * hop_size,
+        "cycle": 1,
+    }
+    return graph.serialize("synthesis_stream", metadata)
+
+
 def _metadata(
     config: DecoderConfig, synth: SynthConfig, sample_rate: int, hop_size: int
 ) -> dict[str, Any]:

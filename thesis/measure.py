@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 from google.protobuf.message import DecodeError
 from scipy.special import stdtrit
 
@@ -32,7 +31,7 @@ from thesis.config import MeasureConfig
 from thesis.controls import decoder_inputs
 from thesis.errors import ExportError
 from thesis.export import reference_onnx
-from thesis.runtimes.onnx_runtime import Session
+from thesis.runtimes.onnx_runtime import VERSION, Session
 
 QUANTILE = 0.1
 """Of the call times; low, since noise only adds. The minimum rests on a single lucky call."""
@@ -273,7 +272,7 @@ def pinned_to_one_core() -> Iterator[None]:
 @lru_cache(maxsize=1)
 def host_fingerprint() -> str:
     """Returns twelve hexadecimal digits of machine name, processor, cores and runtime version."""
-    facts = (platform.node(), processor(), os.cpu_count(), onnxruntime.__version__)
+    facts = (platform.node(), processor(), os.cpu_count(), VERSION)
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
 
 

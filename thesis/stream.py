@@ -7,6 +7,7 @@
 Whatever the blocks, the audio is that of the whole clip, later by `latency_samples`.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thesis.config import N_INPUTS, SynthConfig
+from thesis.config import N_INPUTS
 from thesis.controls import noise_key
 from thesis.errors import StreamError
 from thesis.onnx_graph import NEXT, STATE
-from thesis.runtimes.onnx_runtime import load
+from thesis.runtimes.onnx_runtime import load, require_shape
 
 Array = npt.NDArray[Any]
 
@@ -27,7 +28,8 @@ class _Stream:
     """A model and what it remembers.
 
     Attributes:
-      metadata: What the model says of itself.
+      facts: What the model says of itself.
+      metadata: The same as JSON values by name.
       sample_rate: Of the audio, in Hz.
       hop_size: Samples a frame.
       synth: What the decoder's outputs mean.
@@ -43,14 +45,17 @@ class _Stream:
         Raises:
           ExportError: It cannot be read, or is another artefact.
         """
-        self._session, self.metadata = load(model, self.artifact)
-        self.sample_rate: int = self.metadata["sample_rate"]
-        self.hop_size: int = self.metadata["hop_size"]
-        self.synth = SynthConfig(**self.metadata["synth"])
-        self.cycle: int = self.metadata["cycle"]
-        self.delay_frames: int = self.metadata["delay_frames"]
+        self._model = load(model, self.artifact)
+        facts = self._model.facts
+        self.facts = facts
+        self.metadata = {key: json.loads(value) for key, value in self._model.metadata.items()}
+        self.sample_rate: int = facts.sample_rate
+        self.hop_size: int = facts.hop_size
+        self.synth = facts.synth
+        self.cycle: int = facts.cycle
+        self.delay_frames: int = facts.delay_frames
         self._state = self._silence()
-        self._names = [output.name for output in self._session.get_outputs()]
+        self._names = [output.name for output in self._model.session.get_outputs()]
 
     @property
     def state(self) -> dict[str, Array]:
@@ -81,10 +86,7 @@ class _Stream:
         self._state = self._silence()
 
     def _silence(self) -> dict[str, Array]:
-        return {
-            name: np.zeros(value["shape"], value["dtype"])
-            for name, value in self.metadata["states"].items()
-        }
+        return {name: state.zeros for name, state in self.facts.states.items()}
 
     def _run(self, inputs: Mapping[str, Array]) -> Array:
         """Runs a block of controls, [..., frames], and remembers what the next one needs."""
@@ -102,10 +104,10 @@ class _Stream:
                     hint="where there is no pitch, f0 is 0; silence is -80 dB",
                 )
         states = {STATE + name: value for name, value in self._state.items()}
-        results = self._session.run(None, {**inputs, **states})
-        values = dict(zip(self._names, results, strict=True))
-        self._state = {name: values[NEXT + name] for name in self._state}
-        output: Array = values[self._names[-1]]
+        values = dict(zip(self._names, self._model({**inputs, **states}), strict=True))
+        self._state = {name: values.pop(NEXT + name) for name in self._state}
+        output: Array
+        (output,) = values.values()
         return output
 
 
@@ -132,13 +134,13 @@ class DecoderStream(_Stream):
             )
         channels_first = inputs.transpose(0, 2, 1).astype(np.float32, order="C")
         outputs: npt.NDArray[np.float32] = self._run({"inputs": channels_first})
+        shape = (1, self.synth.n_outputs, inputs.shape[1])
+        require_shape(self._model.name, outputs, shape)
         return outputs.transpose(0, 2, 1)
 
 
-class SynthStream(_Stream):
-    """A whole model, block by block: pitch and loudness in, audio out."""
-
-    artifact = "synth_stream"
+class _AudioStream(_Stream):
+    """A model that gives audio: with noise, and a latency in samples."""
 
     def __init__(self, model: bytes | Path, *, seed: int = 0) -> None:
         """Loads a model.
@@ -162,6 +164,17 @@ class SynthStream(_Stream):
         silence = super()._silence()
         return silence | {"noise_key": np.array([noise_key(self._seed)], np.int64)}
 
+    def _play(self, inputs: Mapping[str, Array], n_frames: int) -> npt.NDArray[np.float32]:
+        audio = self._run(inputs)
+        require_shape(self._model.name, audio, (n_frames * self.hop_size,))
+        return audio
+
+
+class SynthStream(_AudioStream):
+    """A whole model, block by block: pitch and loudness in, audio out."""
+
+    artifact = "synth_stream"
+
     def __call__(self, f0_hz: Array, loudness_db: Array) -> npt.NDArray[np.float32]:
         """Returns the audio of the next block, [frames * hop_size].
 
@@ -171,6 +184,7 @@ class SynthStream(_Stream):
 
         Raises:
           StreamError: Controls of another shape, not finite, or not a multiple of `cycle` frames.
+          ExportError: The model fails, or gives another length, which no exported model does.
         """
         if f0_hz.ndim != 1 or f0_hz.shape != loudness_db.shape:
             raise StreamError(
@@ -178,4 +192,28 @@ class SynthStream(_Stream):
                 hint="both are [frames]",
             )
         controls = {"f0_hz": f0_hz, "loudness_db": loudness_db}
-        return self._run({name: x.astype(np.float32) for name, x in controls.items()})
+        return self._play({k: x.astype(np.float32) for k, x in controls.items()}, f0_hz.size)
+
+
+class SynthesisStream(_AudioStream):
+    """The synthesiser alone, block by block: a decoder's output and pitch in, audio out.
+
+    What plays a decoder that cannot stream; see `thesis.export.synthesis_stream_onnx`.
+    """
+
+    artifact = "synthesis_stream"
+
+    def __call__(
+        self, outputs: npt.NDArray[np.float32], f0_hz: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.float32]:
+        """Returns the audio of the next block, [frames * hop_size].
+
+        Args:
+          outputs: The decoder's, raw, [frames, n_outputs].
+          f0_hz: Pitch in Hz, [frames]; 0 or less where there is none.
+
+        Raises:
+          StreamError: No frame, or values that are not finite.
+        """
+        channels_first = np.ascontiguousarray(outputs.T, np.float32)[None]
+        return self._play({"outputs": channels_first, "f0_hz": f0_hz}, f0_hz.size)

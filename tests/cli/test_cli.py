@@ -186,6 +186,27 @@ def test_front_draws_a_figure(
     assert figure.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("name", ["front.pdf", "front", "nowhere/front.png", "."])
+def test_a_figure_of_a_front_that_cannot_be_written_is_one_error_before_anything_is_read(
+    storage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (tmp_path / "there.png").mkdir()
+    for figure in (name, "there.png"):
+        assert run("front", "none", "--storage", storage, "--figure", str(tmp_path / figure)) == 1
+        assert_one_error(capsys, figure)
+
+
+def test_without_a_home_folder_a_figure_is_drawn_without_a_word(
+    storage: str, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "sweeps.cli", "front", "tiny", "--storage", storage,
+         "--figure", str(tmp_path / "front.png")],
+        env={"HOME": "/dev/null/home"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert [line.partition(" ")[0] for line in done.stderr.splitlines()] == ["wrote", "next:"]
+
+
 def test_a_front_without_members_is_no_error(
     storage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -955,6 +976,7 @@ def test_a_slurm_job_launches_as_the_line_after_the_dashes_would(
         "export SWEEPS_STORAGE='my runs'",
         "#SBATCH --nodes=2",
         "#SBATCH --cpus-per-task=4",
+        "#SBATCH --mem=16G",
         "#SBATCH --time=2:00:00",
         "#SBATCH --partition=long",
     ):
@@ -968,6 +990,8 @@ def test_a_slurm_job_launches_as_the_line_after_the_dashes_would(
         (["--name", "tiny", "--address", "auto"], 1, "a job takes no --address"),
         (["--name", "tiny", "--cpus-per-trial", "8"], 1, "a trial asks for 8 CPUs, a node has 4"),
         (["--name", "tiny", "--set", "NONE=1"], 1, "NONE"),
+        (["--name", "n", "--data", "gone", "--trials", "1"], 1, "no dataset at 'gone'"),
+        (["--name", "tiny", "--data", "gone"], 1, "no dataset at 'gone'"),
         (["--name", "tiny", "--trails", "8"], 2, "unrecognized arguments: --trails"),
     ],
 )

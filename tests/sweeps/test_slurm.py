@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sweeps.errors import LedgerError, SweepError
-from sweeps.slurm import SlurmJob, sbatch_script, write_script
+from sweeps.slurm import SlurmJob, memory_of, sbatch_script, write_script
 
 STANDINS = {
     "scontrol": "echo '   NodeAddr=127.0.0.1 NodeHostName=n1'",
@@ -145,6 +145,76 @@ def test_time_limits_as_slurm_writes_them(limit):
 
 
 @pytest.mark.parametrize(
+    ("arguments", "memory"),
+    [
+        ((16, 1.0), 58),
+        ((16, 1.0, 4), 16),
+        ((16, 1.0, 99), 58),
+        ((16, 5.0), 13),
+        ((1, 1.0), 6),
+        ((16, 0.5), 114),
+        ((16, 0.0), 58),
+        ((16, 1.0, None, 2.5), 42),
+    ],
+)
+def test_a_node_is_asked_for_the_memory_of_the_trials_that_fit_on_it(arguments, memory):
+    assert memory_of(*arguments) == memory
+
+
+@pytest.mark.parametrize("option", ["mem=64G", "mem=0", "mem-per-cpu=4G", "mem-per-gpu=20G"])
+def test_memory_is_asked_for_once(option):
+    assert "#SBATCH --mem=58G\n" in sbatch_script(job(memory_gb=58), script="s")
+    asked = sbatch_script(job(memory_gb=58, options=(option,)), script="s")
+    assert f"#SBATCH --{option}\n" in asked
+    assert asked.count("#SBATCH --mem") == 1
+    assert "#SBATCH --mem" not in sbatch_script(job(), script="s")
+
+
+# --- Nothing of it is a line of its own ---
+
+LIVE = "x\ntouch sprung\n"
+
+
+@pytest.mark.parametrize("script", [LIVE, "a\rb", "a\x00b", "a\u2028touch sprung", "\x1b[2J"])
+def test_a_script_is_not_named_in_more_than_a_line(script):
+    with pytest.raises(SweepError, match="holds a line break") as raised:
+        sbatch_script(job(), script=script)
+    assert raised.value.message.isprintable()
+    assert raised.value.hint
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"setup": (LIVE,)}, {"options": (f"comment={LIVE}",)}, {"time_limit": LIVE}],
+)
+def test_what_is_a_line_of_the_script_has_no_line_breaks(changes):
+    with pytest.raises(SweepError):
+        job(**changes)
+
+
+def test_what_is_a_word_of_the_script_is_one_word(tmp_path):
+    run = Run(tmp_path, storage=LIVE + "@SETUP@ $(touch sprung)")
+    words = ("--set", LIVE, "@SETUP@", "@NONE@", "$(touch sprung)", "`touch sprung`", "'")
+    told = sbatch_script(
+        SlurmJob(
+            "mine",
+            ("sweeps", "launch", *words),
+            run.folder,
+            LIVE,
+            2,
+            3,
+            setup=('export PATH="$PWD:$PATH" WORD=@FOLDER@',),
+        ),
+        script="it's $(touch sprung) @SBATCH@ `touch sprung`",
+    )
+    run.script.write_text(told)
+    assert run.end(run.start('printf %s "$SWEEPS_STORAGE" > storage')) == 0
+    assert run.told("words").startswith("launch\n" + "\n".join(words) + "\n--address\n")
+    assert run.told("storage") == LIVE
+    assert not [*tmp_path.rglob("sprung")]
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"nodes": 0}, "0 nodes"),
@@ -153,6 +223,8 @@ def test_time_limits_as_slurm_writes_them(limit):
         ({"time_limit": "1:00\n#SBATCH --wckey=x"}, "is not a time limit"),
         ({"options": ("--account=x",)}, "'--account=x' is not an option for sbatch"),
         ({"options": ("comment=a b",)}, "'comment=a b' is not an option for sbatch"),
+        ({"options": ('comment="a',)}, "is not an option for sbatch"),
+        ({"options": ("comment=a#b",)}, "'comment=a#b' is not an option for sbatch"),
         ({"options": ("nodes=8",)}, "has an option 'nodes' already"),
     ],
 )
@@ -187,3 +259,17 @@ def test_key_in_a_uri_is_not_written_into_a_script(uri):
     for words in (("--storage", uri), (f"--storage={uri}",), ("--set", f"A='{uri}'")):
         with pytest.raises(LedgerError, match="may hold a key"):
             SlurmJob("mine", ("sweeps", "launch", *words), **values)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.write_bytes(b"\xff")])
+def test_a_script_takes_no_place_that_is_taken(tmp_path, make):
+    make(tmp_path / "mine.sbatch")
+    with pytest.raises(SweepError, match="is there already"):
+        write_script(tmp_path / "mine.sbatch", "mine\n")
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_folder_whose_name_is_no_text_is_named_all_the_same(tmp_path):
+    script = tmp_path / "mine.sbatch"
+    write_script(script, sbatch_script(job(Path("/a\udcff")), script="mine.sbatch"))
+    assert b"\ncd '/a\xff'\n" in script.read_bytes()

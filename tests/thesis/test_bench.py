@@ -415,6 +415,17 @@ def test_c_plays_what_the_bundle_renders(path):
         assert variant.size_bytes > 1000
 
 
+def test_the_header_of_a_bundle_is_never_compiled(path, tmp_path):
+    trap = tmp_path / "sprung"
+    code = f'__attribute__((constructor)) static void f(void) {{ fopen("{trap}", "w"); }}'
+    header = path / "ddsp.h"
+    header.write_text(f"#include <stdio.h>\n{code}\n{header.read_text()}")
+    maker = bench_variants.Maker(benched.ModelBundle(path), path.with_name("made"))
+    (variant,) = maker.variants("synth_stream", ["c"], [])
+    assert variant.subject.load().cycle == 1
+    assert not trap.exists()
+
+
 def inputs_of(controls):
     return decoder_inputs(controls.f0_hz, controls.loudness_db)[None]
 

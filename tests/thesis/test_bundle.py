@@ -6,8 +6,10 @@ import os
 import pickle
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import soundfile
 
@@ -27,6 +29,7 @@ from thesis.bundle import (
     verify_bundle,
     write_audio,
 )
+from thesis.checked_files import read_arrays
 from thesis.controls import decoder_inputs, white_noise
 from thesis.errors import BundleError, ExportError
 from thesis.files import sha256
@@ -283,6 +286,284 @@ def test_the_arrays_of_a_bundle_hold_numbers_only(written):
         with np.load(written.path / name, allow_pickle=False) as arrays:
             assert len(arrays.files) >= 2
             assert {arrays[key].dtype for key in arrays.files} == {np.dtype(np.float32)}
+
+
+# --- What was forged, with right checksums ---
+
+
+@pytest.fixture(scope="module")
+def other(written, artifacts, small, export, dataset, tmp_path_factory):
+    """A bundle of the same architecture with other weights and another reverb."""
+    folder = tmp_path_factory.mktemp("other")
+    decoder, weights = export(small.decoder, small.synth, seed=1)
+    (folder / DECODER_FILE).write_bytes(decoder)
+    (folder / "model.gin").write_text("")
+    np.savez(folder / WEIGHTS_FILE, **weights)
+    write_audio(folder / "reverb.wav", 0.5 * read_audio(artifacts / "reverb.wav"), 16_000)
+    clips = dataset.clips("validation")
+    return stage.write_bundle(
+        folder / "bundle",
+        folder,
+        trial={"id": "b0b"},
+        card="",
+        clip=clips.audio[0],
+        controls=Controls(clips.f0_hz[0], clips.loudness_db[0]),
+    )
+
+
+def assert_found(path, name):
+    """Verification names a file of a forged bundle, or says what differs."""
+    sign_again(path)
+    load_bundle(path)
+    with pytest.raises((BundleError, ExportError), match=name) as caught:
+        verify_bundle(path)
+    assert_one_line_with_hint(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        DECODER_FILE,
+        "decoder_stream.onnx",
+        "synth_stream.onnx",
+        "ddsp.h",
+        "weights.npz",
+        "reverb.wav",
+        "rendering.wav",
+    ],
+)
+def test_a_part_of_another_model_is_found(path, other, name):
+    shutil.copy(other.path / name, path / name)
+    assert_found(path, r"weights\.npz|" if name == "weights.npz" else ".")
+
+
+def test_parts_of_another_model_are_found_whatever_goes_with_them(path, other):
+    for name in (DECODER_FILE, "reverb.wav", "rendering.wav"):
+        shutil.copy(other.path / name, path / name)
+    assert_found(path, "decoder.onnx .* is not of the model of the other files")
+
+
+def rewritten(file, change):
+    """Changes the metadata of an ONNX model, JSON values by name."""
+    model = onnx.load(file)
+    metadata = change({p.key: json.loads(p.value) for p in model.metadata_props})
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, {k: json.dumps(v) for k, v in metadata.items()})
+    onnx.save(model, file)
+
+
+@pytest.mark.parametrize("name", ["decoder.onnx", "decoder_stream.onnx", "synth_stream.onnx"])
+@pytest.mark.parametrize(
+    "change",
+    [{"sample_rate": 22_050}, {"hop_size": 80}, {"synth": {"n_harmonics": 7, "n_noise_bands": 10}}],
+)
+def test_rates_of_another_model_are_found(path, name, change):
+    rewritten(path / name, lambda metadata: metadata | change)
+    assert_found(path, ".")
+
+
+@pytest.mark.parametrize("name", ["clip.wav", "rendering.wav", "reverb.wav"])
+def test_audio_at_another_rate_is_found(path, name):
+    write_audio(path / name, read_audio(path / name), 22_050)
+    assert_found(path, f"{name} .* is at 22050 Hz, its model at 16000")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("#define DDSP_HOP 64", "#define DDSP_HOP 65"),
+        ("#define DDSP_SAMPLE_RATE 16000", "#define DDSP_SAMPLE_RATE 22050"),
+        ("#include <math.h>", '#include <math.h>\n#include "/etc/passwd"'),
+        ("2.0f", "2.1f"),
+        ("return", "system(0); return"),
+    ],
+)
+def test_a_header_that_the_weights_do_not_make_is_found(path, old, new):
+    header = (path / "ddsp.h").read_text()
+    assert old in header
+    (path / "ddsp.h").write_text(header.replace(old, new, 1))
+    assert_found(path, "ddsp.h .* is not of the model of the other files")
+
+
+def test_a_number_in_a_header_that_the_weights_do_not_make_is_found(path, written):
+    header = (path / "ddsp.h").read_text()
+    number = f"{read_arrays(path / WEIGHTS_FILE, BundleError)['output/bias'][0]!s}f"
+    (path / "ddsp.h").write_text(header.replace(number, "0.125f", 1))
+    assert_found(path, "the numbers of 'ddsp_output_bias' are others")
+
+
+def test_the_header_of_another_release_is_compared_by_its_numbers(path, other):
+    record = json.loads((path / TRIAL_FILE).read_text()) | {"versions": {"ddsp-sweeps": "0.1.9"}}
+    (path / TRIAL_FILE).write_text(json.dumps(record))
+    header = (path / "ddsp.h").read_text()
+    (path / "ddsp.h").write_text(header.replace("#endif", "/* as it was */\n#endif"))
+    sign_again(path)
+    notes = []
+    verify_bundle(path, on_note=notes.append)
+    assert [note.partition(" ")[0] for note in notes] == ["ddsp.h"]
+    theirs = (other.path / "ddsp.h").read_text()
+    (path / "ddsp.h").write_text(theirs.replace("#endif", "/* as it was */\n#endif"))
+    assert_found(path, "ddsp.h .* the numbers of")
+
+
+def test_a_header_whose_numbers_another_processor_rounds_otherwise_is_the_same(path):
+    header = (path / "ddsp.h").read_text()
+    number = f"{read_arrays(path / WEIGHTS_FILE, BundleError)['output/bias'][0]!s}f"
+    rounded = f"{np.nextafter(np.float32(number[:-1]), np.float32(9))!s}f"
+    assert rounded != number
+    (path / "ddsp.h").write_text(header.replace(number, rounded, 1))
+    sign_again(path)
+    verify_bundle(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda w: w | {"output/bias": w["output/bias"] + np.float32(1e-3)},
+        lambda w: {k: v for k, v in w.items() if k != "output/bias"},
+        lambda w: w | {"more": np.zeros(3, np.float32)},
+        lambda w: w | {"output/bias": w["output/bias"][:-1]},
+        lambda w: w | {"output/bias": w["output/bias"] * np.float32("nan")},
+        lambda w: w | {"output/bias": w["output/bias"].astype(np.float64)},
+        lambda w: {},
+    ],
+)
+def test_weights_that_do_not_make_the_decoder_are_found(path, change):
+    weights = read_arrays(path / WEIGHTS_FILE, BundleError)
+    np.savez(path / WEIGHTS_FILE, **change(weights))
+    assert_found(path, r"weights\.npz|decoder\.onnx")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"axis_channels": 8},
+        {"axis_norm": "none"},
+        {"axis_n_harmonics": 60},
+        {"axis_kernel_size": [3]},
+        {"parameters": 2446},
+        {"receptive_field_frames": 10, "receptive_field_seconds": 0.02},
+    ],
+)
+def test_the_record_of_another_model_is_found(path, change):
+    record = json.loads((path / TRIAL_FILE).read_text())
+    (path / TRIAL_FILE).write_text(json.dumps(record | change))
+    assert_found(path, "trial.json .* is not of the model of the other files")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "DilatedConvStack.channels = 8\n",
+        "CHANNELS = 8\nDilatedConvStack.channels = %CHANNELS\n",
+        "thesis.config.Synth.n_harmonics = 60\n",
+        "model.decoder = @RnnFc()\n",
+    ],
+)
+def test_the_configuration_of_another_model_is_found(path, text):
+    (path / "model.gin").write_text(text)
+    assert_found(path, "model.gin .* is not of the model of the other files")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "DilatedConvStack.channels = 8\nDilatedConvStack.channels = 4\n",
+        "import os\ninclude 'x'\ntrain.steps = @os.system()\n",
+        "DilatedConvStack.channels = " + "[" * 9999,
+        "DilatedConvStack.channels = %GONE\n",
+        "# naïve Ω\n",
+        "\ufeffSynth.n_noise_bands = 9  # of the small model\n",
+    ],
+)
+def test_gin_is_read_as_text_and_never_parsed(path, text):
+    (path / "model.gin").write_text(text, encoding="utf-8")
+    sign_again(path)
+    verify_bundle(path)
+
+
+# --- What is no bundle's at all ---
+
+NO_RECORD = [
+    b"", b"[]", b"null", b'"id"', b"{}", b'{"id": 3}', b'{"id": null}', b'{"id": "x", "a": NaN}',
+    b'{"id": "x", "a": 1e999}', b'{"id": "x"', b"\xff\xfe{\x00}\x00", b"\x00" * 99, b"[" * 99_999,
+    b'{"id": "x", "a": ' + b"[" * 99_999, b'{"id": "x", "a": ' + b"9" * 9999 + b"}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", NO_RECORD)
+def test_what_is_no_record_is_one_line(path, content):
+    (path / TRIAL_FILE).write_bytes(content)
+    assert_found(path, TRIAL_FILE)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfeM\x00", b"\x80"])
+def test_a_configuration_that_is_no_text_is_one_line(path, content):
+    (path / "model.gin").write_bytes(content)
+    assert_found(path, "model.gin")
+
+
+@pytest.mark.parametrize("name", ["weights.npz", "controls.npz", "clip.wav", "reverb.wav"])
+@pytest.mark.parametrize(
+    "content", [b"", b"no numbers", b"PK\x05\x06" + b"\0" * 18, b"RIFF\xff\xff\xff\xffWAVE"]
+)
+def test_numbers_that_cannot_be_read_are_one_line(path, name, content):
+    (path / name).write_bytes(content)
+    assert_found(path, name)
+
+
+@pytest.mark.parametrize(
+    "controls",
+    [
+        {},
+        {"f0_hz": np.ones(9, np.float32)},
+        {"f0_hz": np.ones(9, np.float32), "loudness_db": np.ones(8, np.float32)},
+        {"f0_hz": np.ones((9, 1), np.float32), "loudness_db": np.ones((9, 1), np.float32)},
+        {"f0_hz": np.ones(0, np.float32), "loudness_db": np.ones(0, np.float32)},
+        {"f0_hz": np.full(9, np.inf, np.float32), "loudness_db": np.ones(9, np.float32)},
+        {"f0_hz": np.ones(151_000, np.float32), "loudness_db": np.ones(151_000, np.float32)},
+    ],
+)
+def test_controls_that_are_none_are_one_line(path, controls):
+    np.savez(path / CONTROLS_FILE, **controls)
+    assert_found(path, CONTROLS_FILE)
+
+
+def test_a_reverb_of_an_hour_is_one_line(path):
+    write_audio(path / "reverb.wav", np.zeros(70_000, np.float32), 16_000)
+    assert_found(path, "reverb.wav .* is longer than 4 s")
+
+
+def test_pipes_and_links_to_nowhere_are_no_bundle(path):
+    (path / CHECKSUMS_FILE).rename(path / "sums")
+    os.mkfifo(path / CHECKSUMS_FILE)
+    with pytest.raises(BundleError, match="is no model bundle"):
+        load_bundle(path)
+    (path / CHECKSUMS_FILE).unlink()
+    (path / CHECKSUMS_FILE).symlink_to("sums")
+    load_bundle(path)
+    (path / "README.md").unlink()
+    os.mkfifo(path / "README.md")
+    with pytest.raises(BundleError, match=r"has no README\.md"):
+        load_bundle(path)
+
+
+def test_a_link_to_a_bundle_is_one(path, tmp_path):
+    (tmp_path / "link").symlink_to(path)
+    assert verify_bundle(tmp_path / "link").path == tmp_path / "link"
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ELOOP, errno.EIO])
+def test_a_bundle_that_cannot_be_read_is_one_line(path, monkeypatch, number):
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    for name in ("stat", "open"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, name, refuse)
+            with pytest.raises(BundleError, match=r"cannot read .*SHA256SUMS") as caught:
+                load_bundle(path)
+        assert_one_line_with_hint(caught.value)
 
 
 # --- Whole or not at all ---

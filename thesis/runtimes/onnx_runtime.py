@@ -1,18 +1,35 @@
 """ONNX Runtime on one CPU thread: the runtime that is measured."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
 from itertools import product, starmap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
-from thesis.config import DECODERS, DecoderConfig, SynthConfig
+from thesis.checked_files import ARRAY_BYTES, read_bytes
+from thesis.config import DecoderConfig
+from thesis.environ import environment
 from thesis.errors import ExportError
+from thesis.onnx_facts import ModelFacts, OtherArtifactError, check_arguments, check_graph
 from thesis.runtimes import contract
 from thesis.runtimes.contract import Quantisation
+
+# Its import starts to send usage data, names of models among them, and writes a number for this
+# machine into the home folder.
+with environment(ORT_DISABLE_TELEMETRY="1"):
+    import onnxruntime as ort
+
+VERSION: str = ort.__version__
+
+
+MEMORY_BYTES = 4 * 2**30
+"""The most that models may take for their values, all together: a graph of few bytes may ask for
+any amount."""
 
 
 def session_options() -> ort.SessionOptions:
@@ -22,15 +39,29 @@ def session_options() -> ort.SessionOptions:
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails is raised; the log would repeat a stranger's names
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    _bound_memory()
+    options.add_session_config_entry("session.use_env_allocators", "1")
     return options
 
 
-def load(model: bytes | Path, artifact: str) -> tuple[ort.InferenceSession, dict[str, Any]]:
-    """Loads a model for inference; returns it with its metadata.
+@cache
+def _bound_memory() -> None:
+    """Gives all sessions of this process one allocator that has so much and no more."""
+    memory = ort.OrtMemoryInfo(
+        "Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT
+    )
+    # -1: how it grows is left to ONNX Runtime.
+    ort.create_and_register_allocator(memory, ort.OrtArenaCfg(MEMORY_BYTES, -1, -1, -1))
+
+
+def load(model: bytes | Path, artifact: str) -> "LoadedModel":
+    """Loads a model for inference.
+
+    It may be a stranger's: nothing but arithmetic on what it holds can be in it.
 
     Args:
       model: Its bytes or its file.
@@ -41,26 +72,72 @@ def load(model: bytes | Path, artifact: str) -> tuple[ort.InferenceSession, dict
     """
     name, hint = model.name if isinstance(model, Path) else "model", "export or promote it again"
     try:
-        data = model.read_bytes() if isinstance(model, Path) else model
+        data = read_bytes(model, ARRAY_BYTES, ExportError) if isinstance(model, Path) else model
+        check_graph(data)
         session = ort.InferenceSession(data, session_options(), providers=["CPUExecutionProvider"])
-        described = session.get_modelmeta().custom_metadata_map
-        metadata = {key: json.loads(value) for key, value in described.items()}
+        metadata = session.get_modelmeta().custom_metadata_map
+        facts = ModelFacts.of(metadata, artifact)
+        check_arguments(facts, session.get_inputs(), session.get_outputs())
+    except OtherArtifactError as error:
+        raise ExportError(f"{name} is no {artifact}, but {error}", hint=hint) from error
     except Exception as error:  # ONNX Runtime raises a family of its own, without a base
-        said = str(error).partition("\n")[0]
         raise ExportError(
-            f"{name} is no {artifact} that ONNX Runtime can load: {said}", hint=hint
+            f"{name} is no {artifact} that ONNX Runtime can load: {_first_line(error)}", hint=hint
         ) from error
-    # Decoders of 0.1 do not say what they are.
-    found = metadata.get("artifact", "decoder" if "synth" in metadata else "something else")
-    if found != artifact:
-        raise ExportError(f"{name} is no {artifact}, but {found}", hint=hint)
-    return session, metadata
+    return LoadedModel(name, session, facts, metadata)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model that is loaded.
+
+    Attributes:
+      name: Of its file.
+      session: What runs it.
+      facts: What it says of itself.
+      metadata: The same as it is written, JSON values by name.
+    """
+
+    name: str
+    session: ort.InferenceSession
+    facts: ModelFacts
+    metadata: Mapping[str, str]
+
+    def __call__(self, inputs: Mapping[str, Any]) -> list[Any]:
+        """Returns its outputs, in their order.
+
+        Raises:
+          ExportError: It fails, which no exported model does.
+        """
+        try:
+            outputs: list[Any] = self.session.run(None, inputs)
+        except Exception as error:  # as when it is loaded
+            raise ExportError(
+                f"{self.name} cannot be run: {_first_line(error)}",
+                hint="export or promote it again",
+            ) from error
+        return outputs
+
+
+def require_shape(name: str, output: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
+    """Raises ExportError where a model gives another shape than its frames ask for."""
+    if output.shape != shape:
+        raise ExportError(
+            f"{name} gives {list(output.shape)} values, not {list(shape)}",
+            hint="export or promote it again",
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:300]
 
 
 class Session(contract.Session):
     """A decoder loaded for inference, see `load`.
 
     Attributes:
+      facts: What the model says of itself.
+      metadata: The same as JSON values by name.
       sample_rate: Of the audio that the decoder was trained for, in Hz.
       hop_size: Samples a frame of the decoder.
       synth: What its outputs mean; says how many hops of the dataset such a frame is.
@@ -74,21 +151,33 @@ class Session(contract.Session):
         Raises:
           ExportError: As `load`.
         """
-        self._session, self.metadata = load(model, "decoder")
-        self.sample_rate: int = self.metadata["sample_rate"]
-        self.hop_size: int = self.metadata["hop_size"]
-        self.synth = SynthConfig(**self.metadata["synth"])
+        self._model = load(model, "decoder")
+        self._session = self._model.session
+        self.facts = self._model.facts
+        self.metadata = {key: json.loads(value) for key, value in self._model.metadata.items()}
+        self.sample_rate: int = self.facts.sample_rate
+        self.hop_size: int = self.facts.hop_size
+        self.synth = self.facts.synth
 
     @property
     def decoder_config(self) -> DecoderConfig:
         """The architecture."""
-        kind = self.metadata.get("decoder_type", "DilatedConvStack")
-        return DECODERS[kind](**self.metadata["decoder"])
+        return self.facts.decoder
+
+    def decode(self, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """See `contract.Session`.
+
+        Raises:
+          ExportError: The model fails, or gives as many frames as it likes.
+        """
+        outputs = super().decode(inputs)
+        require_shape(self._model.name, outputs, (1, inputs.shape[1], self.synth.n_outputs))
+        return outputs
 
     def __call__(self, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Returns the decoder's output, [1, n_outputs, frames], for inputs [1, 2, frames]."""
-        outputs: list[npt.NDArray[np.float32]] = self._session.run(None, {"inputs": inputs})
-        return outputs[0]
+        outputs: npt.NDArray[np.float32] = self._model({"inputs": inputs})[0]
+        return outputs
 
 
 class OnnxRuntime(contract.Runtime):
