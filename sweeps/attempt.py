@@ -17,6 +17,7 @@ from sweeps.errors import SweepError
 from sweeps.evaluate import Measure, Progress, Task, blame_full_disk, in_a_line, versions
 from sweeps.keeping import fetch, keeping
 from sweeps.ledger import Ledger
+from sweeps.scratch import private_folder
 from sweeps.shipping import dataset_here
 from sweeps.trial import Attempt, Candidate, Provenance, Reason, Status, Trial
 from thesis.errors import UserError
@@ -82,7 +83,10 @@ class Shared:
 
     def workdir(self, candidate: Candidate) -> Path:
         """Returns where a candidate's checkpoints are kept until it is on record."""
-        return self.work / candidate.id
+        if self.ledger.location.local_folder is not None:
+            return self.work / candidate.id
+        # A folder of each machine, where somebody else may have taken its place.
+        return private_folder(self.work.parent) / self.work.name / candidate.id
 
     def what_is_wrong_here(self) -> str:
         """Returns why trials could not run on this machine, in a line; '' if they can."""

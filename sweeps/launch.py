@@ -10,7 +10,6 @@ Only this module and its helpers (`sweeps.cluster`, `sweeps.loggers`, `sweeps.re
 """
 
 import contextlib
-import pickle
 import shutil
 import signal
 import threading
@@ -44,7 +43,7 @@ from sweeps.objectives import objective
 from sweeps.plan import EVALUATOR, MEASURER, plan
 from sweeps.progress import Listener, Noted, SweepBegan, Warned, silent
 from sweeps.remote import launch_there
-from sweeps.scratch import ray_folder, scratch_folder, work_folder
+from sweeps.scratch import launch_folder, scratch_folder, work_folder
 from sweeps.search import HISTORY, Search
 from sweeps.shipping import dataset_here, ship_dataset
 from sweeps.standing import Standing, limited_objectives
@@ -437,8 +436,9 @@ class _Proposals(Searcher):
 class _Watcher(tune.Callback):
     """Passes on to the driver what Ray Tune sees."""
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Driver, errors: dict[str, Exception]) -> None:
         self._driver = driver
+        self._errors = errors
 
     def on_trial_start(
         self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any
@@ -462,9 +462,7 @@ class _Watcher(tune.Callback):
     def on_trial_error(
         self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any
     ) -> None:
-        # Tune's own reader of it looks where nothing is before the end of the run.
-        error = pickle.loads(Path(trial.pickled_error_file).read_bytes())
-        self._driver.lost(_candidate(trial), *_loss(error))
+        self._driver.lost(_candidate(trial), *_loss(self._errors.pop(trial.trial_id)))
 
     def on_step_end(self, iteration: int, trials: list[RayTrial], **info: Any) -> None:
         self._driver.waited()
@@ -517,7 +515,7 @@ def _run(driver: Driver, address: str | None, ship: bool, scratch: Path, loggers
     try:
         with (
             _responding(sigint, wishes.drain, wishes.stop),
-            cluster(address, ray_folder(scratch), ship=ship) as dashboard,
+            cluster(address, launch_folder(scratch), ship=ship) as dashboard,
             loggers,
         ):
             if dashboard:
@@ -534,7 +532,7 @@ def _run(driver: Driver, address: str | None, ship: bool, scratch: Path, loggers
                 )
             # Cluster managers end a job with SIGTERM. Ray has set a handler of its own by now.
             with _responding(sigterm, wishes.stop):
-                _tune(driver, scratch)
+                _tune(driver, launch_folder(scratch))
     except KeyboardInterrupt:
         wishes.stop()
     driver.close()
@@ -588,29 +586,40 @@ def _as_death(error: Exception) -> Exception:
 
 
 @contextmanager
-def _every_loss_expected() -> Iterator[None]:
+def _every_loss_expected() -> Iterator[dict[str, Exception]]:
+    """Yields what Tune's trials have been lost to, by trial.
+
+    Tune passes it on in a pickle in a folder of the cluster, which is another user's perhaps.
+    """
+    errors: dict[str, Exception] = {}
     controller: Any = tune_controller
-    before = controller.RayActorManager
-    controller.RayActorManager = _ActorManager
+    manager, handle = controller.RayActorManager, RayTrial.handle_error
+
+    def handle_error(trial: RayTrial, error: Any = None) -> None:
+        errors[trial.trial_id] = error
+        handle(trial, error)
+
+    trial_class: Any = RayTrial
+    controller.RayActorManager, trial_class.handle_error = _ActorManager, handle_error
     try:
-        yield
+        yield errors
     finally:
-        controller.RayActorManager = before
+        controller.RayActorManager, trial_class.handle_error = manager, handle
 
 
-def _tune(driver: Driver, scratch: Path) -> None:
-    with _every_loss_expected():
+def _tune(driver: Driver, folder: Path) -> None:
+    with _every_loss_expected() as errors:
         tune.run(
             type("Worker", (Worker,), {"shared": driver.shared}),
             name="tune",
-            storage_path=str(scratch),
+            storage_path=str(folder),
             search_alg=_Search(driver),
             num_samples=-1,
             reuse_actors=True,
             max_failures=0,  # a candidate whose worker died is given to another one by the driver
             raise_on_failed_trial=False,
             stop=_Stopper(driver),
-            callbacks=[_Watcher(driver)],
+            callbacks=[_Watcher(driver, errors)],
             trial_dirname_creator=lambda trial: trial.trial_id,
             verbose=0,
         )

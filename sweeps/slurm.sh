@@ -12,8 +12,10 @@ cd @FOLDER@
 @SETUP@
 export SWEEPS_STORAGE=@STORAGE@
 
-# Ray's own files on each node: in /tmp, as the paths of its sockets may have 107 characters only.
-export scratch=/tmp/sweep-$SLURM_JOB_ID
+# Ray's own files on each node: in /tmp, as the paths of its sockets may have 107 characters only,
+# under a name that nobody else can foresee, and take.
+export scratch
+scratch=/tmp/sweep-$SLURM_JOB_ID-$(od -An -N4 -tx1 /dev/urandom | tr -d ' \n')
 # What Ray says is beside what the sweep says.
 ray_log=$SLURM_SUBMIT_DIR/$SLURM_JOB_NAME-$SLURM_JOB_ID.ray.log
 # Jobs that share a node have different ports. All other ports are any that are free.
@@ -68,7 +70,7 @@ options=(
   --num-cpus="$SLURM_CPUS_PER_TASK" --object-store-memory=134217728
   --min-worker-port=0 --max-worker-port=0 --dashboard-agent-listen-port=0
 )
-rm -rf "$scratch" # of this job's run before it was requeued
+rm -rf /tmp/sweep-"$SLURM_JOB_ID"-* # of this job's run before it was requeued
 ray start --head --node-ip-address="$host" --port="$port" --ray-client-server-port=$((port + 1)) \
   --include-dashboard=false --temp-dir="$scratch" "${options[@]}" &>>"$ray_log" &
 head=$!

@@ -4,6 +4,7 @@ SLURM's daemons listen on this machine only, as far as they can, and obey only w
 the test makes. Its jobs have numbers, hence ports and folders in /tmp, that no other test's have.
 """
 
+import contextlib
 import os
 import shutil
 import socket
@@ -16,7 +17,6 @@ import pytest
 
 from sweeps.evaluate import Progress
 from sweeps.ledger import Ledger
-from sweeps.reaper import users_of
 from sweeps.trial import Status
 from tests.e2e.test_continue import Sweep, wait_until
 from tests.sweeps.fakes import STEPS, make_dataset, slow
@@ -189,8 +189,13 @@ def script(tmp_path):
 
 def left_of(job):
     """What a job has left behind: its folder, and processes that have a file open in it."""
-    folder = Path(f"/tmp/sweep-{job}")
-    return list(folder.parent.glob(folder.name)) + users_of(folder)
+    left = list(Path("/tmp").glob(f"sweep-{job}-*"))
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            files = [str(file.readlink()) for file in (process / "fd").iterdir()]
+            if any(file.startswith(f"/tmp/sweep-{job}-") for file in files):
+                left.append(process)
+    return left
 
 
 @pytest.mark.timeout(400)

@@ -2,7 +2,6 @@ import contextlib
 import dataclasses
 import os
 import platform
-import shutil
 import signal
 import tempfile
 import time
@@ -34,7 +33,7 @@ from sweeps.progress import (
     Waited,
     Warned,
 )
-from sweeps.scratch import ray_folder, scratch_folder
+from sweeps.scratch import scratch_folder
 from sweeps.search import Search
 from sweeps.stopping import Verdict, stopping_rule
 from sweeps.storage import Location
@@ -851,26 +850,6 @@ def test_a_report_of_trials_of_which_none_has_completed_is_an_error():
     LaunchReport("s", "/s", 5, 5, counts={Status.FAILED: 3, Status.COMPLETED: 1}).check()
     LaunchReport("s", "/s", 5, 5, counts={Status.INFEASIBLE: 5}).check()
     LaunchReport("s", "/s", 5, 0).check()
-
-
-def test_the_scratch_folder_goes_with_the_launch_unless_it_holds_checkpoints(shared):
-    with scratch_folder(shared.ledger) as scratch:
-        ray_folder(scratch).mkdir()
-        (scratch / "r7").mkdir()  # of a launch that was killed
-    with scratch_folder(shared.ledger) as scratch:
-        assert not (scratch / "r7").exists()
-    assert not scratch.exists()
-    with scratch_folder(shared.ledger) as scratch:
-        (scratch / "work").mkdir()
-    assert [f.name for f in scratch.iterdir()] == ["work"]
-    shutil.rmtree(scratch)
-
-
-def test_the_scratch_folder_leaves_room_for_ray_s_sockets(shared, tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("long" * 20)))
-    with scratch_folder(shared.ledger) as scratch:
-        session = "session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
-        assert len(str(scratch / "r1234567" / session)) <= 107
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "no.such.host:6379"])

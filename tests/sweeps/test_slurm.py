@@ -65,7 +65,7 @@ class Run:
         status = process.wait(timeout=30)
         for started in ("head", "workers"):
             assert not Path("/proc", self.told(started).strip()).exists()
-        assert not Path(f"/tmp/sweep-{self.id}").exists()
+        assert not list(Path("/tmp").glob(f"sweep-{self.id}-*"))
         return status
 
     def told(self, name):
