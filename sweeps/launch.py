@@ -12,6 +12,7 @@ Only this module and its helpers (`sweeps.cluster`, `sweeps.loggers`, `sweeps.re
 import pickle
 import shutil
 import signal
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from ray import tune
+from ray._raylet import setproctitle  # type: ignore[attr-defined]  # compiled
 from ray.air.execution._internal import RayActorManager
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.tune.execution import tune_controller
@@ -32,6 +34,7 @@ from sweeps import __version__
 from sweeps.attempt import Shared
 from sweeps.cluster import CLIENT, Slots, alive_nodes, check_fits, check_nodes, cluster
 from sweeps.config import RunConfig
+from sweeps.credentials import has_credentials, without_credentials
 from sweeps.driver import Budget, Driver, Wishes
 from sweeps.errors import LedgerError
 from sweeps.lease import leased
@@ -147,6 +150,7 @@ def launch(
       LedgerError: The storage cannot be used, or records went missing.
     """
     wishes = wishes or Wishes()
+    _hide_credentials()
     if address and address.startswith(CLIENT):
         return _launch_there(
             address,
@@ -259,6 +263,13 @@ def launch(
         interrupted=driver.interrupted and held < trials,
         used_up="" if held >= trials else driver.used_up,
     )
+
+
+def _hide_credentials() -> None:
+    """Has the list of processes, and Ray's dashboard, show this command without its credentials."""
+    command = " ".join(sys.argv)
+    if has_credentials(command):
+        setproctitle(without_credentials(command))
 
 
 def _of_space(

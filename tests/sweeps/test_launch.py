@@ -4,7 +4,10 @@ import os
 import platform
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
+import textwrap
 import time
 from collections import Counter
 from pathlib import Path
@@ -826,6 +829,20 @@ def test_a_sweep_runs_on_an_object_store(cluster, s3, dataset, tmp_path):
     left = [info.path for info in ledger.location.entries("s", recursive=True) if info.is_file]
     assert {path.split("/")[3] for path in left} == {"sweep.json", "trials", "models"}
     assert "secret" not in report.uri
+
+
+def test_a_key_on_the_command_line_is_hidden_from_the_machine_s_other_users():
+    code = """
+        from pathlib import Path
+        from sweeps.launch import _hide_credentials
+        _hide_credentials()
+        print(Path("/proc/self/cmdline").read_text())
+    """
+    line = ["launch", "--storage", "s3://AKIA:hush@bucket/x", "--name", "s"]
+    command = [sys.executable, "-c", textwrap.dedent(code), *line]
+    shown = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+    assert "launch --storage s3://bucket/x --name s" in shown
+    assert "hush" not in shown
 
 
 def test_what_a_killed_driver_has_left_of_a_recorded_trial_is_removed(cluster, start, shared):
