@@ -49,6 +49,7 @@ from sweeps.shipping import dataset_here, ship_dataset
 from sweeps.standing import Standing, limited_objectives
 from sweeps.stopping import stopping_rule
 from sweeps.trial import PROJECT, Attempt, Candidate, Reason, Status, Trial
+from sweeps.trial_ids import TrialIds
 from sweeps.worker import Worker
 from thesis.data import DatasetFacts, load_facts
 from thesis.errors import DatasetError
@@ -177,7 +178,7 @@ def launch(
     dataset = str(Path(dataset).absolute())
     ledger = _ledger(name, run, dataset, trials, storage)
     for damage in ledger.pass_over_damaged():
-        on_event(Warned(f"{damage.message}; it counts as finished until you {damage.hint}"))
+        on_event(Warned(f"{damage.message}; no trial counts for it until you {damage.hint}"))
     standing = _standing(ledger, run)
     on_event(SweepBegan(name, trials, standing))
     if standing.finished >= trials:
@@ -230,7 +231,7 @@ def launch(
                 run.space,
                 run.sweep,
                 finished=history,
-                on_record=on_record,
+                on_record=TrialIds(on_record.numbers, ledger.taken().numbers),
                 started=[attempt.candidate for attempt in started if not attempt.waits_at],
                 deferred=[attempt.candidate for attempt in started if attempt.waits_at],
                 known=known,

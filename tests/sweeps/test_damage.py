@@ -270,7 +270,7 @@ def test_copy_of_a_record_under_another_name_never_counts(ledger, sweep, tmp_pat
         ledger.front(OBJECTIVES)
     assert errors_of(ledger, tmp_path)
     assert [e.name for e in ledger.pass_over_damaged()] == [f"tiny/trials/{file.name}"]
-    assert len(ledger.trials()) == 5
+    assert len(ledger.trials()) == len(ledger.ids()) == 5
     assert ledger.front(OBJECTIVES).finished == 5
 
 
@@ -406,13 +406,16 @@ def test_finished_trial_is_recorded_though_a_merged_file_is_damaged(ledger, swee
 # -- what a launch goes on without
 
 
-def test_a_launch_goes_on_without_damaged_single_records_and_counts_them(ledger, sweep):
+def test_damaged_single_records_are_passed_over_and_their_places_left_alone(ledger, sweep):
     DAMAGES["half"](single(sweep))
     (error,) = ledger.pass_over_damaged()
     assert str(single(sweep)) in error.message
     kept = single(sweep).read_bytes()
     assert [t.id for t in ledger.trials()] == [trial(n).id for n in (1, 2, 4, 5)]
-    assert trial(3).id in ledger.ids()  # nobody tries it again in its place
+    assert ledger.ids() == {trial(n).id for n in (1, 2, 4, 5)}
+    assert ledger.taken() == {trial(3).id}  # nobody tries it again in its place
+    ledger.mark_started(Attempt(trial(3).candidate))
+    assert [attempt.candidate for attempt in ledger.started()] == [trial(9).candidate]
     assert ledger.holds(trial(3).id)
     assert not ledger.append(record(3))
     with pytest.raises(DamagedError, match="is not a readable record"):
@@ -606,4 +609,4 @@ def test_ledger_of_a_location_keeps_its_checks_in_other_processes(ledger, sweep)
     sent = pickle.loads(pickle.dumps(ledger))
     assert len(sent.trials()) == 4
     assert isinstance(sent.location, Location)
-    assert Candidate.of({"number": 3}).id in sent.ids()
+    assert sent.taken() == {Candidate.of({"number": 3}).id}

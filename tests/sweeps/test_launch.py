@@ -746,17 +746,21 @@ def test_a_launch_goes_on_without_what_is_damaged_and_says_so(cluster, start, sh
     mark = storage / "s" / "started" / f"{channels(3).id}.json"
     record.write_bytes(record.read_bytes()[:-50])
     mark.write_bytes(b"[]")
+    shutil.copy(record.with_stem(channels(2).id), record.with_stem("0123456789ab"))
     kept, events = record.read_bytes(), []
-    assert start(4, on_event=events.append).finished == 4
+    report = start(4, on_event=events.append)
+    assert (report.finished, len(report.recorded)) == (4, 3)  # neither damage nor copy counts
     warned = [event.message for event in events if isinstance(event, Warned)]
     assert [message for message in warned if str(record) in message]
     assert [message for message in warned if str(mark) in message]
     assert [message for message in warned if "values that its space does not have" in message]
     assert not any("\n" in message for message in warned)
+    assert channels(1) not in [trial.candidate for trial in report.recorded]
     assert record.read_bytes() == kept
     record.unlink()
-    assert start(4).finished == 4
+    record.with_stem("0123456789ab").unlink()
     assert len(Ledger.open(storage, "s").trials()) == 4
+    assert start(5).finished == 5
 
 
 def test_a_launch_that_meets_a_damaged_merged_file_begins_nothing(start, shared, storage):
