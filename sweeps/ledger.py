@@ -561,21 +561,21 @@ class Ledger:
         Returns:
           What is wrong with each.
         """
-
-        def damage(name: str) -> DamagedError | None:
-            try:
-                (part,) = self._parts_of([name])
-                self._load(part)
-            except DamagedError as error:
-                return error
-            except FileNotFoundError:  # merged by now
-                pass
-            return None
-
         names = self.location.names(_levels(self.name)[0], ".parquet")
-        found = [error for error in self.location.each(damage, names) if error]
+        found = [error for error in self.location.each(self._damage_of, names) if error]
         self._passed_over |= {error.name: error for error in found}
         return found
+
+    def _damage_of(self, name: str) -> DamagedError | None:
+        """Returns what is wrong with a file of records; None for one that is sound, or gone."""
+        try:
+            for pieces in _chunks(self._parts_of([name])):
+                self._whole_rows(pieces)
+        except DamagedError as error:
+            return error
+        except FileNotFoundError:
+            pass
+        return None
 
     def taken(self) -> TrialIds:
         """Returns the ids under which no trial can be recorded: a damaged file has the name."""
@@ -803,8 +803,11 @@ class Ledger:
             except DamagedError as error:
                 if error.name not in left:
                     raise
-                tell(error.message)
-                left.remove(error.name)
+                # All that are, at once. If none is on its own, it does not go with the others.
+                found = [e for e in self.location.each(self._damage_of, left) if e] or [error]
+                for damage in found:
+                    tell(damage.message)
+                    left.remove(damage.name)
         else:
             return 0
         self.location.each(self.location.delete, left)

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import pickle
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -363,6 +364,19 @@ def test_compaction_passes_over_a_damaged_merged_file_and_says_so(ledger, sweep,
     assert str(damaged) in told[0]
     damaged.unlink()
     assert len(Ledger.open(ledger.location, "tiny").ids()) == 7
+
+
+def test_compaction_reads_no_file_again_and_again_for_many_that_are_damaged(tmp_path, monkeypatch):
+    ledger, parses, parse = Ledger.create(tmp_path, "tiny", facts()), [], Location.parse
+    for number in range(30):
+        ledger.append(record(number))
+    for number in range(25):
+        single(tmp_path / "tiny", number).write_bytes(b"")
+    monkeypatch.setattr(Location, "parse", lambda *a: parses.append(a[1]) or parse(*a))
+    told = []
+    assert ledger.compact(tell=told.append) == 5
+    assert len(told) == 25
+    assert max(Counter(parses).values()) <= 6
 
 
 def test_record_with_a_readable_column_of_another_type_is_merged_as_it_should_be(ledger, sweep):
