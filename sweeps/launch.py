@@ -12,6 +12,7 @@ Only this module and its helpers (`sweeps.cluster`, `sweeps.loggers`, `sweeps.re
 import contextlib
 import shutil
 import signal
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 from ray import tune
 from ray._private import worker
+from ray._raylet import setproctitle  # type: ignore[attr-defined]  # compiled
 from ray.air.execution._internal import RayActorManager
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.tune.execution import tune_controller
@@ -33,6 +35,7 @@ from sweeps import __version__
 from sweeps.attempt import Shared
 from sweeps.cluster import CLIENT, Slots, alive_nodes, check_fits, check_nodes, cluster
 from sweeps.config import RunConfig
+from sweeps.credentials import has_credentials, without_credentials
 from sweeps.driver import Budget, Driver, Wishes
 from sweeps.errors import LedgerError, SweepError
 from sweeps.last_words import last_words
@@ -49,6 +52,7 @@ from sweeps.shipping import dataset_here, ship_dataset
 from sweeps.standing import Standing, limited_objectives
 from sweeps.stopping import stopping_rule
 from sweeps.trial import PROJECT, Attempt, Candidate, Reason, Status, Trial
+from sweeps.trial_ids import TrialIds
 from sweeps.worker import Worker
 
 
@@ -168,6 +172,7 @@ def launch(
       LedgerError: The storage cannot be used, or records went missing.
     """
     wishes = wishes or Wishes()
+    _hide_credentials()
     if address and address.startswith(CLIENT):
         return _launch_there(
             address,
@@ -205,7 +210,7 @@ def launch(
     is_new = not planned.ledger.is_made
     ledger = Ledger.create(storage, name, planned.facts)
     for damage in ledger.pass_over_damaged():
-        on_event(Warned(f"{damage.message}; it counts as finished until you {damage.hint}"))
+        on_event(Warned(f"{damage.message}; no trial counts for it until you {damage.hint}"))
     standing = _standing(ledger, run)
     on_event(SweepBegan(name, trials, standing))
     if standing.finished >= trials:
@@ -253,7 +258,7 @@ def launch(
                 run.space,
                 run.sweep,
                 finished=history,
-                on_record=on_record,
+                on_record=TrialIds(on_record.numbers, ledger.taken().numbers),
                 started=[attempt.candidate for attempt in started if not attempt.waits_at],
                 deferred=[attempt.candidate for attempt in started if attempt.waits_at],
                 known=planned.known,
@@ -288,6 +293,13 @@ def launch(
         used_up="" if held >= trials else driver.used_up,
         counts=standing.counts + Counter(trial.status for trial in driver.recorded),
     )
+
+
+def _hide_credentials() -> None:
+    """Has the list of processes, and Ray's dashboard, show this command without its credentials."""
+    command = " ".join(sys.argv)
+    if has_credentials(command):
+        setproctitle(without_credentials(command))
 
 
 def _of_space(

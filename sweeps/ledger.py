@@ -312,7 +312,7 @@ class Ledger:
     def ids(self) -> TrialIds:
         """Returns the ids of all finished trials."""
         names = self.location.names(_levels(self.name)[0], ".parquet")
-        single = TrialIds.of(PurePosixPath(name).stem for name in names)
+        single = _ids_of(name for name in names if name not in self._passed_over)
         return TrialIds(single.numbers, *self._numbers_of_merged(level=1))
 
     def scan(
@@ -389,10 +389,10 @@ class Ledger:
         ids = self.ids()
         matches = ids.beginning(prefix)
         if not matches:
+            for name, error in self._passed_over.items():
+                if PurePosixPath(name).stem.startswith(prefix):
+                    raise error
             raise _unknown(prefix, ids, f"'sweeps front {self.name}' lists the best")
-        for name, error in self._passed_over.items():
-            if PurePosixPath(name).stem in matches:
-                raise error
         if len(matches) > 1:
             some = ", ".join(islice(matches, 5)) + (", ..." if len(matches) > 5 else "")
             raise TrialError(
@@ -550,7 +550,7 @@ class Ledger:
         Args:
           tell: Is told, in a line, of each mark that cannot be read. It is passed over.
         """
-        finished, attempts = self.ids(), []
+        finished, attempts = TrialIds(self.ids().numbers, self.taken().numbers), []
         for mark in self.location.names(_started(self.name), ".json"):
             if PurePosixPath(mark).stem not in finished:
                 try:
@@ -580,28 +580,31 @@ class Ledger:
     def pass_over_damaged(self) -> list[DamagedError]:
         """Leaves out single records that cannot be read, of all that is read here from now on.
 
-        Their ids are still known by the files' names and count as on record, so that nothing is
-        written in their place. A merged file that cannot be read remains an error: nobody knows
-        whose records it holds.
+        No trial counts for them. Nothing is written in their place either, see `taken`. A merged
+        file that cannot be read remains an error: nobody knows whose records it holds.
 
         Returns:
           What is wrong with each.
         """
-
-        def damage(name: str) -> DamagedError | None:
-            try:
-                (part,) = self._parts_of([name])
-                self._load(part)
-            except DamagedError as error:
-                return error
-            except FileNotFoundError:  # merged by now
-                pass
-            return None
-
         names = self.location.names(_levels(self.name)[0], ".parquet")
-        found = [error for error in self.location.each(damage, names) if error]
+        found = [error for error in self.location.each(self._damage_of, names) if error]
         self._passed_over |= {error.name: error for error in found}
         return found
+
+    def _damage_of(self, name: str) -> DamagedError | None:
+        """Returns what is wrong with a file of records; None for one that is sound, or gone."""
+        try:
+            for pieces in _chunks(self._parts_of([name])):
+                self._whole_rows(pieces)
+        except DamagedError as error:
+            return error
+        except FileNotFoundError:
+            pass
+        return None
+
+    def taken(self) -> TrialIds:
+        """Returns the ids under which no trial can be recorded: a damaged file has the name."""
+        return _ids_of(self._passed_over)
 
     def put_artifacts(self, trial_id: str, folder: Path) -> None:
         """Stores a folder of files for a trial, in place of what was stored for it before.
@@ -833,8 +836,11 @@ class Ledger:
             except DamagedError as error:
                 if error.name not in left:
                     raise
-                tell(error.message)
-                left.remove(error.name)
+                # All that are, at once. If none is on its own, it does not go with the others.
+                found = [e for e in self.location.each(self._damage_of, left) if e] or [error]
+                for damage in found:
+                    tell(damage.message)
+                    left.remove(damage.name)
         else:
             return 0
         self.location.each(self.location.delete, left)
@@ -1069,6 +1075,10 @@ def _levels(sweep: str) -> tuple[str, ...]:
     """Folders of records, each fed by the one before it: single ones first."""
     trials = f"{sweep}/trials"
     return (trials, *(f"{trials}/merged-{n}" for n in range(1, len(_FAN_IN) + 1)))
+
+
+def _ids_of(names: Iterable[str]) -> TrialIds:
+    return TrialIds.of(PurePosixPath(name).stem for name in names)
 
 
 def _is_single(name: str) -> bool:

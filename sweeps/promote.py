@@ -1,8 +1,12 @@
 """Promotes a trial: fetches its model, measures it again, and writes a bundle that ships."""
 
+import io
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -10,6 +14,7 @@ from sweeps.config import parse_candidate
 from sweeps.errors import TrialError
 from sweeps.ledger import find_trial
 from sweeps.meter import Meter
+from sweeps.stored import in_a_line
 from sweeps.trial import METRICS, Status, Trial
 from thesis.bundle import (
     CLIP_FILE,
@@ -80,8 +85,9 @@ def promote(
     with tempfile.TemporaryDirectory() as folder:
         artifacts = Path(folder)
         ledger.get_artifacts(trial.id, artifacts)
-        _check_decoder(artifacts, model, data, clips)
-        decoder = (artifacts / DECODER_FILE).read_bytes()
+        with _reporting_damage(trial):
+            _check_decoder(artifacts, model, data, clips)
+            decoder = (artifacts / DECODER_FILE).read_bytes()
         measured = Meter(measure_rtf)(decoder, data.facts.clip_seconds, model.measure)
         write_bundle(
             out,
@@ -94,11 +100,24 @@ def promote(
     return verify_bundle(out)
 
 
+@contextmanager
+def _reporting_damage(trial: Trial) -> Iterator[None]:
+    """Raises ExportError where what is stored as a trial's model is no model of its kind."""
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, EOFError, BadZipFile) as error:
+        raise ExportError(
+            f"the stored model of trial {trial.id} cannot be read: {in_a_line(error)}",
+            hint="the stored model was damaged; run the trial again in a new sweep",
+        ) from error
+
+
 def _check_decoder(artifacts: Path, model: ModelConfig, data: Dataset, clips: Clips) -> None:
     """Raises ExportError where the stored decoder is not the one that its weights describe."""
     session = Session(artifacts / DECODER_FILE)
     inputs = decoder_inputs(clips.f0_hz[0], clips.loudness_db[0])
-    with np.load(artifacts / WEIGHTS_FILE, allow_pickle=False) as arrays:
+    stored = io.BytesIO((artifacts / WEIGHTS_FILE).read_bytes())
+    with np.load(stored, allow_pickle=False) as arrays:
         weights = dict(arrays)
     if model.export.quantisation == "none":
         expected = decode(inputs, weights, model.decoder)
@@ -126,6 +145,10 @@ def _quality_rows(trial: Trial) -> str:
     return "".join(rows)
 
 
+def _number(value: float | None, form: str) -> str:
+    return "not recorded" if value is None else format(value, form)
+
+
 def model_card(trial: Trial, measured: RtfMeasurement, source: str) -> str:
     """Returns the README of a bundle, Markdown."""
     m, p = trial.measurement, trial.provenance
@@ -134,7 +157,8 @@ def model_card(trial: Trial, measured: RtfMeasurement, source: str) -> str:
     axes = "\n".join(f"| {name} | {value} |" for name, value in trial.candidate.values)
     field = "the whole clip"
     if m.receptive_field_frames is not None:
-        field = f"{m.receptive_field_frames} frames, {m.receptive_field_seconds:.3g} s"
+        seconds = _number(m.receptive_field_seconds, ".3g")
+        field = f"{m.receptive_field_frames} frames, {seconds} s"
     ratio = (
         f"{measured.rtf_ratio:.3f} [{measured.rtf_ratio_low:.3f}, {measured.rtf_ratio_high:.3f}]"
     )
@@ -146,15 +170,15 @@ synthesiser, filtered noise and a reverb out.
 
 | | |
 |---|---|
-| spectral loss, validation clips, exported model | {m.val_loss:.4f} |
+| spectral loss, validation clips, exported model | {_number(m.val_loss, ".4f")} |
 {_quality_rows(trial)}\
 | real-time factor of the decoder | {measured.rtf:.3g} ({1 / measured.rtf:,.0f}x real time) |
 | relative to DDSP-CNN-Tiny [95%] | {ratio} |
 | p50, p95, p99 of one clip | {quantiles} |
 | measured on | {processor()}, one thread, ONNX Runtime {p.versions.get("onnxruntime", "")} |
-| parameters, with reverb | {m.parameters:,}, {m.parameters_with_reverb:,} |
+| parameters, with reverb | {_number(m.parameters, ",")}, {_number(m.parameters_with_reverb, ",")} |
 | receptive field | {field} |
-| largest difference to the trained model | {m.export_max_error:.2g} |
+| largest difference to the trained model | {_number(m.export_max_error, ".2g")} |
 
 ## Architecture
 

@@ -385,9 +385,9 @@ def _map(
     # Forking a process that has run TensorFlow or Arrow can deadlock the child: spawn.
     spawn = multiprocessing.get_context("spawn")
     others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(n_workers, spawn, _leave_interrupts) as pool:
+    with ProcessPoolExecutor(n_workers, spawn, _begin_worker) as pool:
         with _interrupts_ignored():  # by workers that are starting, too
-            futures = deque(pool.submit(analyse, source) for source in sources)
+            futures = deque(pool.submit(_in_worker, analyse, source) for source in sources)
         try:
             while futures:
                 yield futures[0].result()
@@ -398,16 +398,41 @@ def _map(
                 f"a worker process died of {at}",
                 hint="if memory was short, try --workers 1; else leave these recordings out",
             ) from error
-        except BaseException:
-            # Nobody waits for what is left. The pool copes with a death, not with a cancellation.
+        except BaseException:  # nobody waits for what is left
             for process in set(multiprocessing.active_children()) - others:
                 process.terminate()
             raise
 
 
-def _leave_interrupts() -> None:
-    """Leaves Ctrl-C, which reaches every process, to the one that waits: it ends its workers."""
+# In a worker. It must not die of a signal: half a result in the pipe would have the pool wait for
+# the other half for ever. So it is told to stop, and ends what it is at by itself.
+_stopping = _analysing = False
+
+
+def _begin_worker() -> None:
+    """Leaves Ctrl-C, which reaches every process, to the one that waits for this one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _stop)
+
+
+def _stop(*_: object) -> None:
+    global _stopping
+    if _stopping:  # the pool is broken: another worker was ended before it could listen
+        os._exit(1)
+    _stopping = True
+    if _analysing:
+        raise KeyboardInterrupt
+
+
+def _in_worker(analyse: Callable[[str], _Analysed], source: str) -> _Analysed:
+    global _analysing
+    _analysing = True
+    try:
+        if _stopping:
+            raise KeyboardInterrupt
+        return analyse(source)
+    finally:
+        _analysing = False
 
 
 @contextmanager

@@ -809,7 +809,7 @@ def strange(tmp_path: Path, canary: Path) -> tuple[str, list[Trial]]:
         host_fingerprint=ODD,
         gin_config=facts.gin_config,
         versions={f"v{ODD}": ODD},
-        measure_conditions={f"c{ODD}": float("nan")},
+        measure_conditions={f"c{ODD}": 1.5},
         dataset_fingerprint=facts.dataset_fingerprint,
     )
     completed = replace(FRONT[0], sweep="strange", provenance=odd)
@@ -1148,6 +1148,8 @@ def test_an_interrupted_prepare_says_so_in_a_line_and_leaves_nothing(tmp_path: P
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell has it ignored for jobs in the background, these tests perhaps.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as running:
         assert running.stderr is not None
         assert "pitch and loudness" in running.stderr.readline()

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import pickle
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -270,7 +271,7 @@ def test_copy_of_a_record_under_another_name_never_counts(ledger, sweep, tmp_pat
         ledger.front(OBJECTIVES)
     assert errors_of(ledger, tmp_path)
     assert [e.name for e in ledger.pass_over_damaged()] == [f"tiny/trials/{file.name}"]
-    assert len(ledger.trials()) == 5
+    assert len(ledger.trials()) == len(ledger.ids()) == 5
     assert ledger.front(OBJECTIVES).finished == 5
 
 
@@ -365,6 +366,19 @@ def test_compaction_passes_over_a_damaged_merged_file_and_says_so(ledger, sweep,
     assert len(Ledger.open(ledger.location, "tiny").ids()) == 7
 
 
+def test_compaction_reads_no_file_again_and_again_for_many_that_are_damaged(tmp_path, monkeypatch):
+    ledger, parses, parse = Ledger.create(tmp_path, "tiny", facts()), [], Location.parse
+    for number in range(30):
+        ledger.append(record(number))
+    for number in range(25):
+        single(tmp_path / "tiny", number).write_bytes(b"")
+    monkeypatch.setattr(Location, "parse", lambda *a: parses.append(a[1]) or parse(*a))
+    told = []
+    assert ledger.compact(tell=told.append) == 5
+    assert len(told) == 25
+    assert max(Counter(parses).values()) <= 6
+
+
 def test_record_with_a_readable_column_of_another_type_is_merged_as_it_should_be(ledger, sweep):
     rewrite(single(sweep), column("val_loss", ["3.0"]))
     rewrite(single(sweep, 4), column("val_loss", [4]))
@@ -406,13 +420,16 @@ def test_finished_trial_is_recorded_though_a_merged_file_is_damaged(ledger, swee
 # -- what a launch goes on without
 
 
-def test_a_launch_goes_on_without_damaged_single_records_and_counts_them(ledger, sweep):
+def test_damaged_single_records_are_passed_over_and_their_places_left_alone(ledger, sweep):
     DAMAGES["half"](single(sweep))
     (error,) = ledger.pass_over_damaged()
     assert str(single(sweep)) in error.message
     kept = single(sweep).read_bytes()
     assert [t.id for t in ledger.trials()] == [trial(n).id for n in (1, 2, 4, 5)]
-    assert trial(3).id in ledger.ids()  # nobody tries it again in its place
+    assert ledger.ids() == {trial(n).id for n in (1, 2, 4, 5)}
+    assert ledger.taken() == {trial(3).id}  # nobody tries it again in its place
+    ledger.mark_started(Attempt(trial(3).candidate))
+    assert [attempt.candidate for attempt in ledger.started()] == [trial(9).candidate]
     assert ledger.holds(trial(3).id)
     assert not ledger.append(record(3))
     with pytest.raises(DamagedError, match="is not a readable record"):
@@ -606,4 +623,4 @@ def test_ledger_of_a_location_keeps_its_checks_in_other_processes(ledger, sweep)
     sent = pickle.loads(pickle.dumps(ledger))
     assert len(sent.trials()) == 4
     assert isinstance(sent.location, Location)
-    assert Candidate.of({"number": 3}).id in sent.ids()
+    assert sent.taken() == {Candidate.of({"number": 3}).id}

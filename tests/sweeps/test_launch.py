@@ -2,8 +2,12 @@ import contextlib
 import dataclasses
 import os
 import platform
+import shutil
 import signal
+import subprocess
+import sys
 import tempfile
+import textwrap
 import time
 from collections import Counter
 from pathlib import Path
@@ -908,17 +912,21 @@ def test_a_launch_goes_on_without_what_is_damaged_and_says_so(cluster, start, sh
     mark = storage / "s" / "started" / f"{channels(3).id}.json"
     record.write_bytes(record.read_bytes()[:-50])
     mark.write_bytes(b"[]")
+    shutil.copy(record.with_stem(channels(2).id), record.with_stem("0123456789ab"))
     kept, events = record.read_bytes(), []
-    assert start(4, on_event=events.append).finished == 4
+    report = start(4, on_event=events.append)
+    assert (report.finished, len(report.recorded)) == (4, 3)  # neither damage nor copy counts
     warned = [event.message for event in events if isinstance(event, Warned)]
     assert [message for message in warned if str(record) in message]
     assert [message for message in warned if str(mark) in message]
     assert [message for message in warned if "values that its space does not have" in message]
     assert not any("\n" in message for message in warned)
+    assert channels(1) not in [trial.candidate for trial in report.recorded]
     assert record.read_bytes() == kept
     record.unlink()
-    assert start(4).finished == 4
+    record.with_stem("0123456789ab").unlink()
     assert len(Ledger.open(storage, "s").trials()) == 4
+    assert start(5).finished == 5
 
 
 def test_a_launch_that_meets_a_damaged_merged_file_begins_nothing(start, shared, storage):
@@ -991,6 +999,20 @@ def test_a_sweep_runs_on_an_object_store(cluster, s3, dataset, tmp_path):
     left = [info.path for info in ledger.location.entries("s", recursive=True) if info.is_file]
     assert {path.split("/")[3] for path in left} == {"sweep.json", "trials", "models"}
     assert "secret" not in report.uri
+
+
+def test_a_key_on_the_command_line_is_hidden_from_the_machine_s_other_users():
+    code = """
+        from pathlib import Path
+        from sweeps.launch import _hide_credentials
+        _hide_credentials()
+        print(Path("/proc/self/cmdline").read_text())
+    """
+    line = ["launch", "--storage", "s3://AKIA:hush@bucket/x", "--name", "s"]
+    command = [sys.executable, "-c", textwrap.dedent(code), *line]
+    shown = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+    assert "launch --storage s3://bucket/x --name s" in shown
+    assert "hush" not in shown
 
 
 def test_what_a_killed_driver_has_left_of_a_recorded_trial_is_removed(cluster, start, shared):

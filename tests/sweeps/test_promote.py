@@ -1,8 +1,10 @@
 """Promotion: a completed trial becomes a verified bundle, anything else one line."""
 
+import io
 import json
 import shutil
 from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +14,15 @@ from sweeps.errors import SweepError, TrialError
 from sweeps.evaluate import ARTIFACTS, evaluate
 from sweeps.ledger import Ledger, SweepFacts
 from sweeps.promote import model_card, promote
-from sweeps.trial import Candidate, Reason
-from thesis.bundle import ARTIFACT_FILES, load_bundle, read_audio, verify_bundle
+from sweeps.trial import Candidate, Measurement, Reason
+from thesis.bundle import (
+    ARTIFACT_FILES,
+    DECODER_FILE,
+    WEIGHTS_FILE,
+    load_bundle,
+    read_audio,
+    verify_bundle,
+)
 from thesis.errors import BundleError, ConfigError, DatasetError, ExportError
 from thesis.measure import ROUNDS, RtfMeasurement
 from thesis.metrics import Quality
@@ -332,3 +341,38 @@ def test_a_quantised_trial_is_measured_and_promoted_as_what_it_is(
     bundle = promote(str(tmp_path / "runs"), quantised.id, tmp_path / "bundle")
     assert not bundle.streams
     assert bundle.session.metadata["quantisation"] == "minmax-operators-float_norm"
+
+
+@pytest.mark.parametrize("name", [DECODER_FILE, WEIGHTS_FILE])
+@pytest.mark.parametrize("content", [None, b"", b"junk" * 100, b"PK\x03\x04" + bytes(99)])
+def test_a_stored_model_that_is_none_is_refused(spoiled, trial, tmp_path, name, content):
+    with pytest.raises(ExportError) as caught:
+        promote(spoiled(name, content), trial.id, tmp_path / "out")
+    assert caught.value.hint
+    assert caught.value.message.isprintable()
+    assert not (tmp_path / "out").exists()
+
+
+def test_stored_weights_of_another_model_are_refused(spoiled, trial, tmp_path):
+    other = io.BytesIO()
+    np.savez(other, allow_pickle=False, something=np.zeros(3))
+    with pytest.raises(ExportError, match="cannot be read"):
+        promote(spoiled(WEIGHTS_FILE, other.getvalue()), trial.id, tmp_path / "out")
+
+
+def test_stored_weights_are_not_unpickled(spoiled, trial, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    evil = io.BytesIO()
+    np.save(evil, np.array([Evil()], object), allow_pickle=True)
+    with pytest.raises(ExportError):
+        promote(spoiled(WEIGHTS_FILE, evil.getvalue()), trial.id, tmp_path / "out")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_model_card_says_what_is_not_recorded(bundle, trial):
+    measured = RtfMeasurement(**bundle.trial["promotion"])
+    card = model_card(replace(trial, measurement=Measurement()), measured, "a clip")
+    assert "not recorded, not recorded" in card
