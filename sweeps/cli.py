@@ -562,8 +562,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_trial(promote)
     promote.add_argument("--to", required=True, type=Path, metavar="DIR", help="folder to make")
     promote.add_argument("--data", metavar="DATASET", help="the dataset, if it has moved")
-    verify = add("verify", _verify,
-        "check a model bundle: checksums, and that all parts are of one model",
+    verify = add("verify", _verify, "check that a bundle is whole, and all of it of one model",
         "sweeps verify bundles/tiny")  # fmt: skip
     verify.add_argument("bundle", type=Path, metavar="DIR")
     _add_render(add("render", _render, "play a recording through a model bundle",
