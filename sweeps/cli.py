@@ -397,7 +397,7 @@ def _bench(options: argparse.Namespace) -> None:
             artifacts=options.artifacts,
             runtimes=options.runtimes,
             quantisations=options.quantise,
-            blocks=[int(block) if block.isdecimal() else block for block in options.blocks],
+            blocks=[int(b) if re.fullmatch(r"[0-9]{1,9}", b) else b for b in options.blocks],
             seconds=options.seconds,
             dataset=options.data,
             on_progress=counted,

@@ -19,6 +19,7 @@ from sweeps.objectives import metric
 from sweeps.pareto import ParetoFront
 from sweeps.standing import duration
 from sweeps.trial import METRICS, Attempt, Trial
+from thesis.errors import printable
 
 if TYPE_CHECKING:
     from sweeps.status import SweepStatus
@@ -265,7 +266,7 @@ def print_bench(report: "BenchReport") -> None:
     for why, hint in dict.fromkeys((each.why, each.hint) for each in report.skipped):
         alike = [each for each in report.skipped if (each.why, each.hint) == (why, hint)]
         of = dict.fromkeys(name for each in alike if (name := each.artifact or each.runtime))
-        print(f"left out: {', '.join(of)}: {why}" + (f" ({hint})" if hint else ""))
+        print(printable(f"left out: {', '.join(of)}: {why}" + (f" ({hint})" if hint else "")))
 
 
 def bench_json(report: "BenchReport") -> dict[str, Any]:
