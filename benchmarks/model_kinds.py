@@ -10,7 +10,7 @@ of the ratio. Where a runtime quantises to 8 bits, dynamic and static forms are 
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +50,17 @@ class Layers(DilatedConvStackConfig):
     effect.
     """
 
-    layers: tuple[Conv, ...] = ()
+    layers: InitVar[tuple[Conv, ...]] = ()
+
+    def __post_init__(self, layers: tuple[Conv, ...]) -> None:
+        super().__post_init__()
+        # No field: what a model's file says of its configuration is what every decoder has.
+        object.__setattr__(self, "_layers", layers)
 
     def plan(self, n_outputs: int) -> tuple[Node, ...]:
         """Returns the layers and the output."""
-        last = self.layers[-1]
-        return *self.layers, Conv("output", (last.name,), n_outputs, ch_in=last.ch_out)
+        last = self._layers[-1]
+        return *self._layers, Conv("output", (last.name,), n_outputs, ch_in=last.ch_out)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,6 @@ from sweeps.door import say as _say
 from sweeps.errors import SweepError, nearest
 from sweeps.printable import show, show_text
 from thesis.errors import ConfigError, OutputError, UserError
-from thesis.files import check_output_file
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -428,7 +427,7 @@ def _bench(options: argparse.Namespace) -> None:
             artifacts=options.artifacts,
             runtimes=options.runtimes,
             quantisations=options.quantise,
-            blocks=[int(block) if block.isdecimal() else block for block in options.blocks],
+            blocks=[int(b) if re.fullmatch(r"[0-9]{1,9}", b) else b for b in options.blocks],
             seconds=options.seconds,
             dataset=options.data,
             on_progress=counted,
@@ -451,6 +450,8 @@ def _bench(options: argparse.Namespace) -> None:
 
 def _check_figure(path: Path | None) -> None:
     """Raises OutputError before long work whose figure could not be written."""
+    from thesis.files import check_output_file
+
     if path:
         check_output_file(path, OutputError, suffix=".png", replace=True)
 
@@ -613,7 +614,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_trial(promote)
     promote.add_argument("--to", required=True, type=Path, metavar="DIR", help="folder to make")
     promote.add_argument("--data", metavar="DATASET", help="the dataset, if it has moved")
-    verify = add("verify", _verify, "check a model bundle: checksums, decoder, rendering",
+    verify = add("verify", _verify, "check that a bundle is whole, and all of it of one model",
         "sweeps verify bundles/tiny")  # fmt: skip
     verify.add_argument("bundle", type=Path, metavar="DIR")
     _add_render(add("render", _render, "play a recording through a model bundle",
@@ -746,7 +747,8 @@ def _add_render(parser: argparse.ArgumentParser) -> None:
     add("bundle", type=Path, metavar="DIR")
     add("recording", type=Path, metavar="IN", help="wav, flac, mp3 or ogg")
     add("out", type=Path, metavar="OUT.wav")
-    add("--transpose", type=float, default=0.0, metavar="SEMITONES", help="default: 0")
+    add("--transpose", type=float, default=0.0, metavar="SEMITONES",
+        help="-120 to 120; default: 0")  # fmt: skip
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:

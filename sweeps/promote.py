@@ -1,6 +1,5 @@
 """Promotes a trial: fetches its model, measures it again, and writes a bundle that ships."""
 
-import io
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,9 +24,9 @@ from thesis.bundle import (
     RENDERING_FILE,
     REVERB_FILE,
     SYNTH_STREAM_FILE,
-    WEIGHTS_FILE,
     Controls,
     ModelBundle,
+    read_decoder,
     verify_bundle,
     write_bundle,
 )
@@ -41,7 +40,6 @@ from thesis.measure import RtfMeasurement, measure_rtf, processor
 from thesis.metrics import Quality
 from thesis.quantise import shipped_onnx
 from thesis.reference import decode
-from thesis.runtimes.contract import TrainedDecoder
 from thesis.runtimes.onnx_runtime import Session
 
 
@@ -115,15 +113,16 @@ def _reporting_damage(trial: Trial) -> Iterator[None]:
 def _check_decoder(artifacts: Path, model: ModelConfig, data: Dataset, clips: Clips) -> None:
     """Raises ExportError where the stored decoder is not the one that its weights describe."""
     session = Session(artifacts / DECODER_FILE)
+    if (session.decoder_config, session.synth) != (model.decoder, model.synth):
+        raise ExportError(
+            "the stored decoder is of another candidate",
+            hint="the stored model was damaged; run the trial again in a new sweep",
+        )
+    trained = read_decoder(artifacts, session, ExportError)
     inputs = decoder_inputs(clips.f0_hz[0], clips.loudness_db[0])
-    stored = io.BytesIO((artifacts / WEIGHTS_FILE).read_bytes())
-    with np.load(stored, allow_pickle=False) as arrays:
-        weights = dict(arrays)
     if model.export.quantisation == "none":
-        expected = decode(inputs, weights, model.decoder)
+        expected = decode(inputs, trained.weights, model.decoder)
     else:
-        rates = {"sample_rate": session.sample_rate, "hop_size": session.hop_size}
-        trained = TrainedDecoder(model.decoder, model.synth, weights, **rates)
         calibration = data.clips("train").subsampled(model.synth.hop_multiple)
         anew = Session(shipped_onnx(trained, model.export, calibration))
         expected = anew.decode(inputs[None])[0]

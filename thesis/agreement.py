@@ -53,15 +53,17 @@ def compare_facts(facts: ModelFacts, of_decoder: ModelFacts) -> None:
 
 def compare_outputs(outputs: Array, expected: Array, *, allowed: float) -> None:
     """Compares what two models make of the same controls: the largest difference."""
-    error = float(abs(outputs - expected).max(initial=0))
+    with np.errstate(all="ignore"):
+        error = float(abs(outputs - expected).max(initial=0))
     if not error <= allowed:
         raise ValueError(f"its output differs by {error:.3g}, allowed {allowed:g}")
 
 
 def compare_integers(outputs: Array, of_floats: Array) -> None:
     """Compares a decoder in 8-bit integers with the floats that it comes from."""
-    error = float(np.sqrt(np.mean((outputs - of_floats) ** 2)))
-    allowed = QUANTISATION_ERROR * float(np.sqrt(np.mean(of_floats**2)))
+    with np.errstate(all="ignore"):
+        error = float(np.sqrt(np.mean((outputs - of_floats) ** 2)))
+        allowed = QUANTISATION_ERROR * float(np.sqrt(np.mean(of_floats**2)))
     if not error <= allowed:
         raise ValueError(f"its output differs by {error:.3g} (RMS), allowed {allowed:.3g}")
 
@@ -133,7 +135,9 @@ def _compare_numbers(
     name: str, values: Array, expected: Array, of_largest: float = OF_LARGEST
 ) -> None:
     atol = of_largest * float(np.abs(expected).max(initial=0))
-    if not np.allclose(values, expected, rtol=RELATIVE, atol=atol):
+    with np.errstate(all="ignore"):
+        alike = np.allclose(values, expected, rtol=RELATIVE, atol=atol)
+    if not alike:
         raise ValueError(f"the numbers of '{name}' are others")
 
 

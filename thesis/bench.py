@@ -8,6 +8,7 @@ measured in processes of their own. See `thesis.measure` for the estimator.
 
 import gc
 import json
+import math
 import os
 import subprocess
 import sys
@@ -46,6 +47,8 @@ from thesis.runtimes import runtime
 
 BLOCKS: tuple[Block, ...] = (64, 256, 1024, 2048, "clip")
 """Samples. Hosts of plugins ask for 64 to 2,048 at a time."""
+MAX_BLOCK = 2**20
+"""Samples: half a minute and more."""
 SECONDS = 0.5
 _ROUNDS = 10
 """Fewer than in `thesis.measure`: some runtimes take a second to load."""
@@ -89,7 +92,8 @@ class BenchRow:
       load_seconds: To load it once more there.
       peak_memory_bytes: The most that the new process had resident, Python and libraries included.
       size_bytes: Of the model's files.
-      val_loss: Spectral loss of its renderings of validation clips; None where not asked for.
+      val_loss: Spectral loss of its renderings of validation clips; None where not asked for,
+        or where they are not finite.
     """
 
     bundle: str
@@ -228,9 +232,10 @@ def _check(artifacts: Sequence[str], blocks: Sequence[Block], seconds: float) ->
             near = f"there are {', '.join(ARTIFACTS)}"
             raise BenchError(f"no artefact named '{artifact}'", hint=near)
     for block in blocks:
-        if block != "clip" and (isinstance(block, str) or block < 1):
+        if block != "clip" and (isinstance(block, str) or not 1 <= block <= MAX_BLOCK):
             raise BenchError(
-                f"no block of '{block}'", hint="a block is a number of samples, or 'clip'"
+                f"no block of '{block}'",
+                hint=f"a block is a number of samples, {MAX_BLOCK:,} at the most, or 'clip'",
             )
     if not 0 < seconds < float("inf"):
         raise BenchError(f"{seconds:g} s of calls", hint=f"by default it is {SECONDS:g}")
@@ -395,8 +400,8 @@ def _in_new_process(case: _Case) -> FreshProcess:
     return FreshProcess(**json.loads(ran.stdout.splitlines()[-1]))
 
 
-def _loss(variant: Variant, dataset: Dataset) -> float:
-    """Returns the spectral loss of a decoder's renderings. Needs TensorFlow."""
+def _loss(variant: Variant, dataset: Dataset) -> float | None:
+    """Returns the spectral loss of a decoder's renderings, if it is a number. Needs TensorFlow."""
     from thesis._ddsp import tf
     from thesis.build import Model
     from thesis.decoder import Decoder
@@ -413,7 +418,8 @@ def _loss(variant: Variant, dataset: Dataset) -> float:
     )
     clips = dataset.clips("validation").subsampled(synth.hop_multiple)
     session = runtime(variant.subject.runtime).load(Path(variant.subject.path))
-    return validate(model, clips, session.decode).loss
+    loss = validate(model, clips, session.decode).loss
+    return loss if math.isfinite(loss) else None
 
 
 def _row(

@@ -177,7 +177,13 @@ def compiler() -> list[str]:
     Raises:
       ExportError: There is none.
     """
-    command = shlex.split(os.environ.get("CC", "")) or ["cc"]
+    named = os.environ.get("CC", "")
+    try:
+        command = shlex.split(named) or ["cc"]
+    except ValueError as error:
+        raise ExportError(
+            f"the environment variable CC is no command: {error}", hint=f"it is {named!r}"
+        ) from error
     if shutil.which(command[0]) is None:
         raise ExportError(
             f"there is no C compiler: '{command[0]}' is not found",

@@ -14,6 +14,9 @@ from thesis.config import SynthConfig
 DB_RANGE = 80.0
 """Loudness runs from -DB_RANGE to 0 dB, as in ddsp."""
 MIDI_RANGE = 127.0
+MAX_PEAK = 10.0
+"""Of audio that controls are taken of. A mix may go beyond 1; numbers as large as 16-bit integers
+are no audio."""
 
 
 def decoder_inputs(f0_hz: npt.NDArray[Any], loudness_db: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -16,7 +16,6 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from thesis.architecture import INPUTS
-from thesis.checked_files import parse_json
 from thesis.config import DECODERS, MAX_RESAMPLING, N_INPUTS, DecoderConfig, SynthConfig
 from thesis.errors import UserError
 from thesis.onnx_graph import NEXT, STATE
@@ -101,11 +100,11 @@ class ModelFacts:
     states: Mapping[str, State]
 
     @classmethod
-    def of(cls, metadata: Mapping[str, str], artifact: str) -> "ModelFacts":
-        """Returns the facts that a model's metadata states, JSON values by name.
+    def of(cls, metadata: Mapping[str, Any], artifact: str) -> "ModelFacts":
+        """Returns the facts that a model's metadata states.
 
         Args:
-          metadata: Of the model.
+          metadata: Of the model, JSON values by name.
           artifact: What it is to be.
 
         Raises:
@@ -213,20 +212,12 @@ def check_graph(model: bytes) -> None:
 
 @dataclass(frozen=True)
 class _Metadata:
-    """JSON values by name."""
+    """JSON values by name, asked for by their types."""
 
-    texts: Mapping[str, str]
-
-    def value(self, name: str) -> Any:
-        if name not in self.texts:
-            raise ValueError(f"its metadata has no '{name}'")
-        try:
-            return parse_json(self.texts[name])
-        except ValueError as error:
-            raise ValueError(f"'{name}' of its metadata is no JSON: {error}") from error
+    values: Mapping[str, Any]
 
     def text(self, name: str, default: str | None = None) -> str:
-        if default is not None and name not in self.texts:
+        if default is not None and name not in self.values:
             return default
         text: str = self._of_type(name, str, "text")
         return text
@@ -242,7 +233,9 @@ class _Metadata:
         return value
 
     def _of_type(self, name: str, kind: type, word: str) -> Any:
-        value = self.value(name)
+        if name not in self.values:
+            raise ValueError(f"its metadata has no '{name}'")
+        value = self.values[name]
         if not isinstance(value, kind) or isinstance(value, bool):
             raise ValueError(f"'{name}' of its metadata is no {word}")
         return value

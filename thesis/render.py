@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thesis.bundle import Controls, ModelBundle
+from thesis.controls import MAX_PEAK
 from thesis.errors import AudioError
 from thesis.features import LOUDNESS_FLOOR_DB, Samples, compute_loudness, estimate_f0, load_audio
 from thesis.files import check_output_file, written_file
@@ -20,9 +21,6 @@ PITCH_HZ = (440.0 * 2.0 ** (-69 / 12), 440.0 * 2.0 ** (58 / 12))
 LOUDNESS_DB = (LOUDNESS_FLOOR_DB, 24.0)
 """What they are played at, in dB. Audio within -1 and 1 is not louder, whatever it is: a window of
 512 samples holds no more power (Parseval), and A-weighting adds 1.3 dB at the most."""
-
-MAX_PEAK = 10.0
-"""Of a recording. A mix may go beyond 1; numbers as large as 16-bit integers are no audio."""
 
 MAX_SEMITONES = 120.0
 """To transpose by, up or down: ten octaves, all that `PITCH_HZ` spans."""
@@ -64,6 +62,8 @@ def render_recording(
             f"cannot transpose by {semitones:g} semitones",
             hint=f"by {MAX_SEMITONES:g} at the most, up or down: 12 are an octave",
         )
+    if recording.exists() and not recording.is_file():
+        raise AudioError(f"'{recording}' is no file", hint="pipes and devices are not read")
     check_output_file(out, AudioError, suffix=".wav")
     sample_rate = bundle.session.sample_rate
     audio = load_audio(recording, sample_rate)

@@ -7,7 +7,6 @@
 Whatever the blocks, the audio is that of the whole clip, later by `latency_samples`.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,7 +47,7 @@ class _Stream:
         self._model = load(model, self.artifact)
         facts = self._model.facts
         self.facts = facts
-        self.metadata = {key: json.loads(value) for key, value in self._model.metadata.items()}
+        self.metadata = self._model.metadata
         self.sample_rate: int = facts.sample_rate
         self.hop_size: int = facts.hop_size
         self.synth = facts.synth

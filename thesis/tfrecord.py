@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 import scipy.ndimage
 
+from thesis.controls import MAX_PEAK
 from thesis.data import Clip, Dataset, Split, write_dataset
 from thesis.errors import ConfigError, DatasetError
 from thesis.features import LOUDNESS_FLOOR_DB, Frames, Samples, compute_loudness
@@ -40,6 +41,9 @@ ddsp's 'same' padding, its default, adds silence after the end only, and so fram
 
 LOUDNESS_TOLERANCE_DB = 1.0
 """Median difference from which stored loudness is on another scale than this project's."""
+
+_BOUNDS = {"audio": (-MAX_PEAK, MAX_PEAK), "f0_hz": (0.0, 1e5), "loudness_db": (-1e3, 1e3)}
+"""What no recording goes beyond, whatever its rate or its scale of loudness."""
 
 LANDMARK_SAMPLES = 256
 """A landmark is known by so many samples to either side."""
@@ -147,18 +151,25 @@ def find_shards(patterns: Sequence[str]) -> dict[str, Path]:
     """Returns the files that match, by their POSIX path relative to the folder they share.
 
     Raises:
-      DatasetError: A pattern matches no file.
+      DatasetError: A pattern matches no file, or one whose name is no text.
     """
     found: set[Path] = set()
     for pattern in patterns:
         # Path.glob takes no absolute patterns.
-        matches = glob.glob(str(Path(pattern).expanduser()))  # noqa: PTH207
+        matches = glob.glob(os.path.expanduser(pattern))  # noqa: PTH111, PTH207
         files = {path for match in matches if (path := Path(match).absolute()).is_file()}
         if not files:
             raise DatasetError(
                 f"no file matches '{pattern}'",
                 hint="ddsp's shards are named x.tfrecord-00000-of-00010: try 'x.tfrecord*'",
             )
+        for file in files:
+            try:
+                str(file).encode()
+            except UnicodeEncodeError as error:  # bytes of a name that no text stands for
+                raise DatasetError(
+                    f"the name of '{file}' is not valid UTF-8", hint="rename the file"
+                ) from error
         found |= files
     root = Path(os.path.commonpath([path.parent for path in found]))
     return {path.relative_to(root).as_posix(): path for path in sorted(found)}
@@ -216,6 +227,12 @@ class _Example:
 
 
 def _read(shard: str, path: Path) -> Iterator[_Example]:
+    """Yields the records of a shard.
+
+    Raises:
+      DatasetError: It is damaged, or holds anything else.
+    """
+    _check_framing(shard, path)
     from thesis._ddsp import tf
 
     features = {name: tf.io.VarLenFeature(tf.float32) for name in (*FEATURES, "audio_16k")}
@@ -230,17 +247,59 @@ def _read(shard: str, path: Path) -> Iterator[_Example]:
             yield example
             index += 1
     except tf.errors.DataLossError as error:
-        raise DatasetError(
-            f"'{shard}' is damaged after {index} records",
-            hint="copy it again; compressed TFRecords must be decompressed",
-        ) from error
-    except tf.errors.InvalidArgumentError as error:
+        raise _damaged(shard, index) from error
+    except (tf.errors.InvalidArgumentError, UnicodeDecodeError) as error:
+        # TensorFlow quotes what it does not understand as if it were text.
         raise DatasetError(
             f"record {index} of '{shard}' is no tf.train.Example of floats",
             hint="name what ddsp_prepare_tfrecord wrote",
         ) from error
     except tf.errors.OpError as error:
         raise DatasetError(f"cannot read '{shard}'", hint="check its permissions") from error
+
+
+def _check_framing(shard: str, path: Path) -> None:
+    """Raises DatasetError for a file that is no sequence of whole records.
+
+    A record is its length (8 bytes), a checksum of that, its bytes, a checksum of those (4 each).
+    TensorFlow takes as much memory as a length says, whatever the file holds.
+    """
+    index, at = 0, 0
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            while at < size:
+                header = file.read(12)
+                if len(header) < 12 or masked_crc(header[:8]) != header[8:]:
+                    raise _damaged(shard, index)
+                at += 12 + int.from_bytes(header[:8], "little") + 4
+                if at > size:
+                    raise _damaged(shard, index)
+                file.seek(at)
+                index += 1
+    except OSError as error:
+        raise DatasetError(
+            f"cannot read '{shard}': {error.strerror or error}", hint="check its permissions"
+        ) from error
+
+
+def _damaged(shard: str, index: int) -> DatasetError:
+    return DatasetError(
+        f"'{shard}' is damaged after {index} records",
+        hint="copy it again; compressed TFRecords must be decompressed",
+    )
+
+
+def masked_crc(data: bytes) -> bytes:
+    """Returns the checksum that TFRecords have of a few bytes: CRC-32C (RFC 3720), masked."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    crc ^= 0xFFFFFFFF
+    masked = (crc >> 15 | crc << 17) + 0xA282EAD8
+    return (masked & 0xFFFFFFFF).to_bytes(4, "little")
 
 
 def _check_values(example: _Example) -> None:
@@ -261,6 +320,14 @@ def _check_values(example: _Example) -> None:
             f"'f0_hz' of {example.name} goes down to {example.f0_hz.min():g} Hz",
             hint="every frame needs a pitch, also unvoiced ones; CREPE gives it",
         )
+    for feature, (low, high) in _BOUNDS.items():
+        values = getattr(example, feature)
+        if values.min() < low or values.max() > high:
+            raise DatasetError(
+                f"'{feature}' of {example.name} goes from {values.min():.3g} to "
+                f"{values.max():.3g}, and should be within {low:g} and {high:g}",
+                hint="prepare the TFRecords again",
+            )
     if not (example.f0_confidence.min() >= 0 and example.f0_confidence.max() <= 1):
         raise DatasetError(
             f"'f0_confidence' of {example.name} is outside 0 to 1",

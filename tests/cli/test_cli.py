@@ -1173,13 +1173,14 @@ def test_a_key_in_the_storage_s_uri_is_printed_nowhere(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     uri = s3(f"cli-{given}")
+    dataset = make_dataset(tmp_path / "data")
     facts = SweepFacts(
         name="tiny",
         gin_config=load_run(find_run("tiny")).text,
-        dataset_fingerprint="f" * 64,
+        dataset_fingerprint=load_facts(dataset).fingerprint,
         objectives=("val_loss", "rtf_ratio"),
         trials_asked=8,
-        dataset_path=make_dataset(tmp_path / "data"),
+        dataset_path=dataset,
     )
     option: list[str] = []
     if given == "environment":

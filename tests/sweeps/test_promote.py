@@ -273,6 +273,12 @@ def test_a_damaged_decoder_is_refused(spoiled, trial, tmp_path):
     assert_refused(ExportError, "is no decoder", storage, trial.id, tmp_path / "out")
 
 
+@pytest.mark.parametrize("content", [b"", b"no weights", b"PK\x05\x06" + bytes(18)])
+def test_weights_that_cannot_be_read_are_refused(spoiled, trial, tmp_path, content):
+    storage = spoiled("weights.npz", content)
+    assert_refused(ExportError, r"weights\.npz", storage, trial.id, tmp_path / "out")
+
+
 def test_a_decoder_of_other_weights_is_refused(spoiled, completed, trial, tmp_path):
     with np.load(completed[1] / ARTIFACTS / "weights.npz") as weights:
         moved = {name: weights[name] + np.float32(name == "output/bias") for name in weights}

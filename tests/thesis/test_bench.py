@@ -289,6 +289,7 @@ def test_calibration_is_on_the_bundles_clip_or_on_training_clips(path, quantises
         ({"artifacts": ["decoders"]}, "no artefact named 'decoders'"),
         ({"blocks": ["whole"]}, "no block of 'whole'"),
         ({"blocks": [0]}, "no block of '0'"),
+        ({"blocks": [10**30]}, "no block of '1000"),
         ({"seconds": 0}, "0 s of calls"),
         ({"seconds": float("nan")}, "nan s of calls"),
         ({"blocks": []}, "nothing to bench"),

@@ -312,6 +312,13 @@ def test_weights_that_are_not_finite_are_refused(weights_of):
 # --- Compiling and playing ---
 
 
+def test_a_compiler_that_is_no_command_is_one_line(monkeypatch):
+    monkeypatch.setenv("CC", "gcc '-O2")
+    with pytest.raises(ExportError, match="CC is no command") as raised:
+        compiler()
+    assert "gcc" in raised.value.hint
+
+
 def test_a_missing_compiler_is_named(weights_of, monkeypatch):
     monkeypatch.setenv("CC", "no-such-compiler -O2")
     with pytest.raises(ExportError, match="no C compiler: 'no-such-compiler'") as raised:

@@ -307,6 +307,13 @@ def test_what_is_no_recording_is_an_error(sine, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["in.wav"]
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_file_is_not_waited_for(sine, tmp_path, make):
+    make(tmp_path / "in.wav")
+    with pytest.raises(AudioError, match="is no file"):
+        render_recording(sine, tmp_path / "in.wav", tmp_path / "out.wav")
+
+
 @pytest.mark.parametrize("n_samples", [1, 100, 2000])
 def test_a_recording_shorter_than_a_frame_of_the_pitch_tracker_is_played(sine, tmp_path, n_samples):
     soundfile.write(tmp_path / "in.wav", note(1, rate=RATE)[:n_samples], RATE)

@@ -1,6 +1,7 @@
 """TFRecords of ddsp in, dataset out: written by ddsp's own code, read back by ours."""
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,10 +14,11 @@ import pyarrow as pa
 import pytest
 import scipy.signal
 
+from tests.fuzz.tfrecords import clip, record
 from thesis._ddsp import ddsp, tf
 from thesis.data import Dataset
 from thesis.errors import ConfigError, DatasetError
-from thesis.tfrecord import prepare_from_tfrecord
+from thesis.tfrecord import masked_crc, prepare_from_tfrecord
 
 RATE = 16_000
 
@@ -313,6 +315,9 @@ def edited(values: Mapping[str, object]) -> Callable[[Example], Example]:
         (edited({"f0_hz": np.zeros(250)}), "goes down to 0 Hz", "every frame needs a pitch"),
         (edited({"f0_hz": np.full(250, np.nan)}), "'f0_hz' .* NaN", "prepare"),
         (edited({"f0_confidence": np.full(250, 1.5)}), "'f0_confidence' .* outside", "prepare"),
+        (edited({"audio": np.full(16_000, 1e30)}), "'audio' .* goes from 1e", "prepare"),
+        (edited({"f0_hz": np.full(250, 1e30)}), "'f0_hz' .* within 0 and", "prepare"),
+        (edited({"loudness_db": np.full(250, -1e38)}), "'loudness_db' .* within", "prepare"),
     ],
 )
 def test_a_bad_record_is_named(
@@ -345,6 +350,44 @@ def test_a_damaged_shard_is_an_error(
     )
     shard.write_bytes(b"RIFF" + whole[4:])
     assert_refused(folder, "damaged after 0 records", "decompressed")
+
+
+@pytest.mark.parametrize("size", [2**32, 2**40, 2**62, 2**63, 2**64 - 1])
+def test_a_length_beyond_the_end_is_found_before_memory_is_taken_for_it(
+    tmp_path: Path, size: int
+) -> None:
+    header = size.to_bytes(8, "little")
+    (tmp_path / "records").mkdir()
+    shard = tmp_path / "records" / "a.tfrecord"
+    shard.write_bytes(record(clip(0)) + header + masked_crc(header) + b"some" * 9)
+    assert_refused(tmp_path / "records", "damaged after 1 records", "copy it again")
+
+
+@pytest.mark.parametrize("rest", [b"\0", b"\0" * 11, b"\0" * 12, b"\xff" * 16])
+def test_what_follows_the_last_record_is_a_record(tmp_path: Path, rest: bytes) -> None:
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "a.tfrecord").write_bytes(record(clip(0)) + record(clip(1)) + rest)
+    assert_refused(tmp_path / "records", "damaged after 2 records", "copy it again")
+
+
+@pytest.mark.parametrize("feature", ["audio", "audio_16k"])
+def test_a_feature_of_another_kind_is_an_error(tmp_path: Path, feature: str) -> None:
+    example = clip(0, **{feature: [b"\xf2\xff"]})
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "a.tfrecord").write_bytes(record(example))
+    assert_refused(tmp_path / "records", "record 0 of 'a.tfrecord' is no tf.train.Example", "ddsp")
+
+
+def test_a_name_that_is_no_text_is_an_error(tmp_path: Path) -> None:
+    Path(os.fsdecode(bytes(tmp_path) + b"/a\xff.tfrecord")).write_bytes(record(clip(0)))
+    with pytest.raises(DatasetError, match="is not valid UTF-8") as raised:
+        prepare_from_tfrecord([str(tmp_path / "*")], tmp_path / "dataset")
+    assert raised.value.hint
+
+
+def test_nobodys_home_folder_holds_no_shards(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="no file matches '~nobody-at-all/x'"):
+        prepare_from_tfrecord(["~nobody-at-all/x"], tmp_path / "dataset")
 
 
 def test_what_is_no_example_is_an_error(tmp_path: Path) -> None:

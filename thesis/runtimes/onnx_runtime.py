@@ -1,6 +1,5 @@
 """ONNX Runtime on one CPU thread: the runtime that is measured."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thesis.checked_files import ARRAY_BYTES, read_bytes
+from thesis.checked_files import ARRAY_BYTES, parse_json, read_bytes
 from thesis.config import DecoderConfig
 from thesis.environ import environment
 from thesis.errors import ExportError
@@ -74,8 +73,14 @@ def load(model: bytes | Path, artifact: str) -> "LoadedModel":
     try:
         data = read_bytes(model, ARRAY_BYTES, ExportError) if isinstance(model, Path) else model
         check_graph(data)
-        session = ort.InferenceSession(data, session_options(), providers=["CPUExecutionProvider"])
-        metadata = session.get_modelmeta().custom_metadata_map
+        session = ort.InferenceSession(
+            data,
+            session_options(),
+            providers=["CPUExecutionProvider"],
+            enable_fallback=False,  # it would try the same again, and print on standard output
+        )
+        texts = session.get_modelmeta().custom_metadata_map
+        metadata = {key: parse_json(text) for key, text in texts.items()}
         facts = ModelFacts.of(metadata, artifact)
         check_arguments(facts, session.get_inputs(), session.get_outputs())
     except OtherArtifactError as error:
@@ -95,13 +100,13 @@ class LoadedModel:
       name: Of its file.
       session: What runs it.
       facts: What it says of itself.
-      metadata: The same as it is written, JSON values by name.
+      metadata: The same as JSON values by name.
     """
 
     name: str
     session: ort.InferenceSession
     facts: ModelFacts
-    metadata: Mapping[str, str]
+    metadata: Mapping[str, Any]
 
     def __call__(self, inputs: Mapping[str, Any]) -> list[Any]:
         """Returns its outputs, in their order.
@@ -154,7 +159,7 @@ class Session(contract.Session):
         self._model = load(model, "decoder")
         self._session = self._model.session
         self.facts = self._model.facts
-        self.metadata = {key: json.loads(value) for key, value in self._model.metadata.items()}
+        self.metadata = self._model.metadata
         self.sample_rate: int = self.facts.sample_rate
         self.hop_size: int = self.facts.hop_size
         self.synth = self.facts.synth
