@@ -200,9 +200,11 @@ def _size(space: "SearchSpace") -> str:
 
 
 def _print_plan(run: "RunConfig", options: argparse.Namespace) -> None:
+    from sweeps.resources import cpus_here
     from sweeps.tables import print_table
     from thesis.data import load_facts
 
+    _check_resources(options, here_only=options.address is None)
     facts = load_facts(options.data)
     print_table(["axis", "values"], [[axis.binding, str(axis.domain)] for axis in run.space.axes])
     print(f"\ncandidates: {_size(run.space)}; objectives: {', '.join(run.sweep.objectives)}")
@@ -212,11 +214,23 @@ def _print_plan(run: "RunConfig", options: argparse.Namespace) -> None:
     limits += [f"{options.train_steps} training steps"] if options.train_steps else []
     print(f"budget: {', '.join(limits)}")
     print(
-        f"resources: {options.cpus_per_trial:g} CPU a trial, {len(os.sched_getaffinity(0))} here, "
+        f"resources: {options.cpus_per_trial:g} CPU a trial, {cpus_here()} here, "
         + (f"cluster {options.address}" if options.address else "local cluster")
     )
     print(f"data: {options.data}, {facts.n_train} + {facts.n_validation} clips")
     print(f"storage: {options.storage}\n\n{run.text}")
+
+
+def _check_resources(options: argparse.Namespace, *, here_only: bool) -> None:
+    from sweeps.resources import check_resources
+
+    check_resources(
+        options.cpus_per_trial,
+        options.gpus_per_trial,
+        options.max_concurrent,
+        options.address,
+        here_only=here_only,
+    )
 
 
 def _slurm(options: argparse.Namespace) -> None:
@@ -228,6 +242,7 @@ def _slurm(options: argparse.Namespace) -> None:
             f"a job takes no {'--address' if launch.address else '--dry-run'}",
             hint="leave it out: a job starts a cluster of its own",
         )
+    _check_resources(launch, here_only=False)
     if launch.cpus_per_trial > options.cpus_per_node:
         raise SweepError(
             f"a trial asks for {launch.cpus_per_trial:g} CPUs, a node has {options.cpus_per_node}",

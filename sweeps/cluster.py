@@ -1,10 +1,7 @@
 """The Ray cluster that a sweep runs on: the one that there is, or one of this machine alone."""
 
-import contextlib
 import logging
 import math
-import os
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -16,18 +13,11 @@ from ray._private import ray_constants, worker
 from ray.exceptions import NodeDiedError, RayError, TaskUnschedulableError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-import sweeps
-import thesis
+from sweeps.connection import connect
 from sweeps.errors import SweepError
 from sweeps.reaper import reaping
+from sweeps.resources import cpus_here, too_large
 from thesis.environ import environment
-
-CLIENT = "ray://"
-"""Addresses of Ray client servers begin so."""
-
-_CLIENT_ATTEMPTS = 3
-
-_PACKAGES = [path for package in (sweeps, thesis) for path in package.__path__]
 
 _OBJECT_STORE_BYTES = 128 * 2**20
 """Ray's shared memory on this machine. What is sent are small records and models of some KB."""
@@ -57,10 +47,7 @@ def check_fits(cpus_per_trial: float, gpus_per_trial: float) -> None:
     for kind, asked in (("CPU", cpus_per_trial), ("GPU", gpus_per_trial)):
         most = max((node["Resources"].get(kind, 0.0) for node in _nodes()), default=0.0)
         if asked > most:
-            raise SweepError(
-                f"a trial asks for {asked:g} {kind}s, the largest node has {most:g}",
-                hint=f"lower the {kind}s of a trial",
-            )
+            raise too_large(kind, asked, "the largest node", most)
 
 
 def check_nodes(see: Callable[[], str]) -> None:
@@ -157,45 +144,12 @@ def cluster(address: str | None, folder: Path, *, ship: bool = False) -> Iterato
         yield url
 
 
-def connect(address: str, *, ship: bool = False) -> None:
-    """Connects to a running cluster, or raises SweepError."""
-    client = address.startswith(CLIENT)
-    host, _, port = address.removeprefix(CLIENT).rpartition(":")
-    try:
-        if port.isdigit():  # Ray itself would try for two minutes
-            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-        # A client's own server, which is forked for it, is stillborn now and then.
-        _trying(_CLIENT_ATTEMPTS if client else 1, lambda: _init(address, ship))
-    except (OSError, ValueError) as error:
-        raise SweepError(
-            f"no Ray cluster at '{address}': {str(error).strip().partition(chr(10))[0]}",
-            hint="give host:port of its head, ray://host:port of its client server, or 'auto' on "
-            "one of its machines; if it asks for a token, set RAY_AUTH_MODE=token",
-        ) from error
-
-
-def _init(address: str, ship: bool) -> None:
-    ray.init(
-        address=address,
-        runtime_env={"py_modules": _PACKAGES} if ship else None,
-        log_to_driver=False,
-        logging_level=logging.CRITICAL,
-    )
-
-
-def _trying(times: int, action: Callable[[], None]) -> None:
-    for _ in range(times - 1):
-        with contextlib.suppress(ConnectionError):
-            return action()
-    return action()
-
-
 def _start_here(folder: Path) -> str:
     """Starts a cluster on this machine, which listens to this machine only."""
     with _loopback_only():
         context = ray.init(
             address="local",  # whatever RAY_ADDRESS says
-            num_cpus=len(os.sched_getaffinity(0)),
+            num_cpus=cpus_here(),
             object_store_memory=_OBJECT_STORE_BYTES,
             include_dashboard=None,  # if it is installed
             dashboard_host="127.0.0.1",

@@ -5,8 +5,8 @@ another and writes each record to the ledger itself, before it tells the driver:
 the result is kept. Ray's own records of the run go to a scratch folder and are never read. All that
 a continued launch needs is the ledger and the checkpoints in the trials' work folders.
 
-Only this module and its helpers (`sweeps.cluster`, `sweeps.loggers`, `sweeps.remote`,
-`sweeps.worker`) import Ray.
+Only this module and its helpers (`sweeps.cluster`, `sweeps.connection`, `sweeps.loggers`,
+`sweeps.remote`, `sweeps.worker`) import Ray.
 """
 
 import json
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 from ray import tune
 from ray.air.execution._internal import RayActorManager
 from ray.exceptions import RayActorError, RayError, RayTaskError
@@ -31,7 +32,7 @@ from ray.tune.search import Searcher, SearchGenerator
 
 from sweeps import __version__
 from sweeps.attempt import Shared
-from sweeps.cluster import CLIENT, Slots, alive_nodes, check_fits, check_nodes, cluster
+from sweeps.cluster import Slots, alive_nodes, check_fits, check_nodes, cluster
 from sweeps.config import RunConfig
 from sweeps.driver import Budget, Driver, Wishes
 from sweeps.errors import LedgerError
@@ -41,6 +42,7 @@ from sweeps.loggers import Loggers, check_installed
 from sweeps.objectives import objective
 from sweeps.progress import Listener, Noted, SweepBegan, Warned, silent
 from sweeps.remote import launch_there
+from sweeps.resources import CLIENT, check_resources, resolved
 from sweeps.scratch import ray_folder, scratch_folder, work_folder
 from sweeps.search import HISTORY, Search, known_from
 from sweeps.shipping import dataset_here, ship_dataset
@@ -130,8 +132,8 @@ def launch(
         With ray://host:port the driver, too, runs there.
       ship: Send code and dataset to the nodes: this project's packages by Ray's runtime
         environment, the dataset through the storage. Otherwise nodes have both.
-      cpus_per_trial: CPUs that a trial claims; its thread pools are sized to match.
-      gpus_per_trial: GPUs that it claims.
+      cpus_per_trial: CPUs that a trial claims, from 0.01; its thread pools are sized to match.
+      gpus_per_trial: GPUs that it claims: 0, a share of one, or whole ones.
       max_concurrent: Trials at a time at the most; None runs as many as the CPUs allow.
       log: What to log to as well: 'wandb', 'mlflow', 'tensorboard'; see `sweeps.loggers`.
       on_event: Is told what happens, in this thread.
@@ -141,13 +143,20 @@ def launch(
       measurer: What measures a model, as `thesis.measure.measure_rtf` does.
 
     Raises:
-      SweepError: A different sweep has this name, it is being launched already, no node has
-        enough CPUs for a trial, a node lacks what trials need, or it cannot be logged to what was
-        asked for.
+      SweepError: A different sweep has this name, it is being launched already, what a trial asks
+        for makes no sense or no node has it, a node lacks what trials need, the cluster is gone, or
+        it cannot be logged to what was asked for.
       DatasetError: There is no dataset.
       LedgerError: The storage cannot be used, or records went missing.
     """
-    wishes = wishes or Wishes()
+    wishes, address = wishes or Wishes(), resolved(address)
+    check_resources(
+        cpus_per_trial,
+        gpus_per_trial,
+        max_concurrent,
+        address,
+        here_only=address is None and not ray.is_initialized(),
+    )
     if address and address.startswith(CLIENT):
         return _launch_there(
             address,
