@@ -2,21 +2,26 @@
 
 import logging
 import math
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import ray_constants, worker
+from ray._private import auto_init_hook, ray_constants, worker
 from ray.exceptions import NodeDiedError, RayError, TaskUnschedulableError, WorkerCrashedError
+from ray.util.client import logsclient
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sweeps.connection import connect
 from sweeps.errors import SweepError
 from sweeps.reaper import reaping
-from sweeps.resources import cpus_here, too_large
+from sweeps.resources import CLIENT, cpus_here, too_large
+from sweeps.watch import ClientServer, OtherCluster, OwnCluster, Watch
 from thesis.environ import environment
 
 _OBJECT_STORE_BYTES = 128 * 2**20
@@ -115,13 +120,21 @@ _QUIET = {
 }
 
 
+_CLIENT_GRACE = "RAY_CLIENT_RECONNECT_GRACE_PERIOD"
+_CLIENT_GRACE_SECONDS = "15"
+"""How long a client may be away, or its server, before Ray ends what the client has begun."""
+
+
 @contextmanager
-def cluster(address: str | None, folder: Path, *, ship: bool = False) -> Iterator[str]:
+def cluster(
+    address: str | None, folder: Path, watch: Watch, *, ship: bool = False
+) -> Iterator[str]:
     """Connects to a Ray cluster, or starts one here; leaves the one that the caller is in.
 
     Args:
       address: Of a running cluster; None for one here.
       folder: Where one here keeps its sessions, and nobody else anything.
+      watch: Looks after it.
       ship: Send this project's code along.
 
     Yields:
@@ -132,55 +145,99 @@ def cluster(address: str | None, folder: Path, *, ship: bool = False) -> Iterato
     """
     url = ""
     with ExitStack() as stack:
-        stack.enter_context(environment(**_QUIET))
+        grace = os.environ.get(_CLIENT_GRACE, _CLIENT_GRACE_SECONDS)
+        stack.enter_context(environment(**_QUIET, **{_CLIENT_GRACE: grace}))
         stack.enter_context(_quiet_logs())
-        if not ray.is_initialized():
-            stack.enter_context(reaping(folder if address is None else None))
+        # Whatever asks Ray for something after a cluster is gone would start another one.
+        stack.enter_context(changed(auto_init_hook, enable_auto_connect=False))
+        stack.callback(watch.end)
+        other: OtherCluster | None = None
+        if ray.is_initialized():
+            stack.callback(watch.close)
+            if not _is_client():
+                other = OtherCluster()
+                watch.begin(other, None)
+        else:
+            reap = stack.enter_context(reaping(folder if address is None else None))
             stack.callback(ray.shutdown)
-            if address is not None:
+            stack.callback(watch.close)
+            if address is None:
+                watch.begin(OwnCluster(), partial(_give_up, reap))
+                url = _start_here(folder)
+            elif address.startswith(CLIENT):
+                watch.begin(ClientServer(address.removeprefix(CLIENT)), partial(_give_up, reap))
                 connect(address, ship=ship)
             else:
-                url = _start_here(folder)
+                other = OtherCluster()
+                watch.begin(other, partial(_give_up, reap))
+                connect(address, ship=ship)
+        if other is not None:
+            node: Any = worker.global_worker.node
+            other.connected(node.raylet_socket_name, node.gcs_address)
         yield url
+
+
+def _is_client() -> bool:
+    """Whether the driver is elsewhere: this process is a client of the cluster's client server."""
+    return ray.is_initialized() and not worker.global_worker.connected
+
+
+def _give_up(reap: Callable[[], None], error: SweepError) -> None:
+    """Ends this process, which waits for a cluster that is gone and cannot be interrupted."""
+    print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr, flush=True)
+    reap()
+    os._exit(1)
 
 
 def _start_here(folder: Path) -> str:
     """Starts a cluster on this machine, which listens to this machine only."""
-    with _loopback_only():
-        context = ray.init(
-            address="local",  # whatever RAY_ADDRESS says
-            num_cpus=cpus_here(),
-            object_store_memory=_OBJECT_STORE_BYTES,
-            include_dashboard=None,  # if it is installed
-            dashboard_host="127.0.0.1",
-            log_to_driver=False,
-            logging_level=logging.CRITICAL,
-            _temp_dir=str(folder),
-        )
+    try:
+        # It uses 127.0.0.1; asked for it by argument, it takes an outward address all the same.
+        with changed(ray_constants, ENABLE_RAY_CLUSTER=False):
+            context = ray.init(
+                address="local",  # whatever RAY_ADDRESS says
+                num_cpus=cpus_here(),
+                object_store_memory=_OBJECT_STORE_BYTES,
+                include_dashboard=None,  # if it is installed
+                dashboard_host="127.0.0.1",
+                log_to_driver=False,
+                logging_level=logging.CRITICAL,
+                _temp_dir=str(folder),
+            )
+    except Exception as error:  # Ray raises no less
+        said = str(error).strip().partition("\n")[0]
+        raise SweepError(
+            f"Ray could not be started on this machine: {said}",
+            hint="launch again; if that is no better, see if memory or disk space is short",
+        ) from error
     return str(context.dashboard_url or "")
 
 
 @contextmanager
-def _loopback_only() -> Iterator[None]:
-    """Has Ray use 127.0.0.1; asked for it by argument, it takes an outward address all the same."""
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
+def changed(part: Any, **values: Any) -> Iterator[None]:
+    """Changes attributes of a part of Ray, where no option does, and changes them back."""
+    before = {name: getattr(part, name) for name in values}
     try:
+        for name, value in values.items():
+            setattr(part, name, value)
         yield
     finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
+        for name, value in before.items():
+            setattr(part, name, value)
 
 
 @contextmanager
 def _quiet_logs() -> Iterator[None]:
     """Keeps Ray's own words from our user, whom the launch tells what matters of it."""
     logger = logging.getLogger("ray")
-    level, show = logger.level, worker.print_to_stdstream
+    level = logger.level
     logger.setLevel(logging.CRITICAL)
-    # It prints the state of a node that died, twenty lines, on stdout; no option prevents it.
-    worker.print_to_stdstream = lambda *_, **__: None
     try:
-        yield
+        with (
+            # It prints the state of a node that died, twenty lines, on stdout.
+            changed(worker, print_to_stdstream=lambda *_, **__: None),
+            changed(logsclient.logger, disabled=True),
+        ):
+            yield
     finally:
-        worker.print_to_stdstream = show
         logger.setLevel(level)

@@ -10,7 +10,6 @@ Only this module and its helpers (`sweeps.cluster`, `sweeps.connection`, `sweeps
 """
 
 import json
-import pickle
 import shutil
 import signal
 import threading
@@ -32,7 +31,7 @@ from ray.tune.search import Searcher, SearchGenerator
 
 from sweeps import __version__
 from sweeps.attempt import Shared
-from sweeps.cluster import Slots, alive_nodes, check_fits, check_nodes, cluster
+from sweeps.cluster import Slots, alive_nodes, changed, check_fits, check_nodes, cluster
 from sweeps.config import RunConfig
 from sweeps.driver import Budget, Driver, Wishes
 from sweeps.errors import LedgerError
@@ -49,6 +48,7 @@ from sweeps.shipping import dataset_here, ship_dataset
 from sweeps.standing import Standing, limited_objectives
 from sweeps.stopping import stopping_rule
 from sweeps.trial import PROJECT, Attempt, Candidate, Reason, Status, Trial
+from sweeps.watch import Watch
 from sweeps.worker import Worker
 from thesis.data import DatasetFacts, load_facts
 from thesis.errors import DatasetError
@@ -192,7 +192,7 @@ def launch(
     if warm_start:
         known, told = known_from(Ledger.open(storage, warm_start), run, data.fingerprint)
         on_event(Noted(told))
-    loggers = Loggers(log, ledger, on_event)
+    loggers, watch = Loggers(log, ledger, on_event), Watch()
     with (
         leased(ledger.location, name, waiting=lambda line: on_event(Warned(line))) as lost,
         scratch_folder(ledger) as scratch,
@@ -233,11 +233,11 @@ def launch(
             steps_spent=_steps_spent(ledger),
             budget=Budget(trials, seconds, train_steps),
             slots=Slots(cpus_per_trial, gpus_per_trial, max_concurrent).count,
-            lost=lost,
+            lost=lambda: lost() or watch.error(),
             wishes=wishes,
             on_event=loggers,
         )
-        _run(driver, address, ship, scratch, loggers)
+        _run(driver, address, ship, scratch, loggers, watch)
     # A worker that was stopped may have recorded a trial that the driver has not heard of.
     held = len(ledger.ids())
     if gone := max(0, len(on_record) + len(driver.recorded) - held):
@@ -284,14 +284,17 @@ def _launch_there(
     address: str, ship: bool, wishes: Wishes, on_event: Listener, **arguments: Any
 ) -> LaunchReport:
     """Has `launch` called on a cluster, through its client server."""
+    watch = Watch()
     if ship:  # from here: the driver will not have it either
         ship_dataset(_ledger(**arguments), arguments["dataset"])
     with (
         _responding(signal.SIGINT, wishes.drain, wishes.stop),
         _responding(signal.SIGTERM, wishes.stop),
-        cluster(address, Path(), ship=ship),
+        cluster(address, Path(), watch, ship=ship),
     ):
-        return launch_there(launch, on_event=on_event, wishes=wishes, ship=ship, **arguments)
+        return launch_there(
+            launch, on_event=on_event, wishes=wishes, watch=watch, ship=ship, **arguments
+        )
 
 
 def _standing(ledger: Ledger, run: RunConfig) -> Standing:
@@ -374,10 +377,16 @@ class _Proposals(Searcher):
 
 
 class _Watcher(tune.Callback):
-    """Passes on to the driver what Ray Tune sees."""
+    """Passes on to the driver what Ray Tune sees.
 
-    def __init__(self, driver: Driver) -> None:
+    Attributes:
+      errors: What trials ended with, by Tune's ids, until the driver is told.
+    """
+
+    def __init__(self, driver: Driver, watch: Watch) -> None:
         self._driver = driver
+        self._watch = watch
+        self.errors: dict[str, Exception] = {}
 
     def on_trial_start(
         self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any
@@ -401,9 +410,9 @@ class _Watcher(tune.Callback):
     def on_trial_error(
         self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any
     ) -> None:
-        # Tune's own reader of it looks where nothing is before the end of the run.
-        error = pickle.loads(Path(trial.pickled_error_file).read_bytes())
-        self._driver.lost(_candidate(trial), *_loss(error))
+        cause, reason = _loss(self.errors.pop(trial.trial_id))
+        # Without its node a worker ends, too, and is not the candidate's fault.
+        self._driver.lost(_candidate(trial), cause, None if self._watch.look() else reason)
 
     def on_step_end(self, iteration: int, trials: list[RayTrial], **info: Any) -> None:
         self._driver.waited()
@@ -441,7 +450,14 @@ def _loss(error: Exception) -> tuple[str, Reason | None]:
     return cause, None if "its node has died" in said else Reason.CRASHED
 
 
-def _run(driver: Driver, address: str | None, ship: bool, scratch: Path, loggers: Loggers) -> None:
+def _run(
+    driver: Driver,
+    address: str | None,
+    ship: bool,
+    scratch: Path,
+    loggers: Loggers,
+    watch: Watch,
+) -> None:
     """Runs the missing trials.
 
     Raises:
@@ -454,7 +470,7 @@ def _run(driver: Driver, address: str | None, ship: bool, scratch: Path, loggers
     try:
         with (
             _responding(sigint, wishes.drain, wishes.stop),
-            cluster(address, ray_folder(scratch), ship=ship) as dashboard,
+            cluster(address, ray_folder(scratch), watch, ship=ship) as dashboard,
             loggers,
         ):
             if dashboard:
@@ -470,7 +486,7 @@ def _run(driver: Driver, address: str | None, ship: bool, scratch: Path, loggers
                 )
             # Cluster managers end a job with SIGTERM. Ray has set a handler of its own by now.
             with _responding(sigterm, wishes.stop):
-                _tune(driver, scratch)
+                _tune(driver, scratch, watch)
     except KeyboardInterrupt:
         wishes.stop()
     if driver.failure is not None:
@@ -522,19 +538,18 @@ def _as_death(error: Exception) -> Exception:
     return RayActorError(error_msg=str(error)) if unknown else error
 
 
-@contextmanager
-def _every_loss_expected() -> Iterator[None]:
-    controller: Any = tune_controller
-    before = controller.RayActorManager
-    controller.RayActorManager = _ActorManager
-    try:
-        yield
-    finally:
-        controller.RayActorManager = before
+def _tune(driver: Driver, scratch: Path, watch: Watch) -> None:
+    watcher = _Watcher(driver, watch)
 
+    def remember(trial: RayTrial, exc: Exception) -> None:
+        trial.run_metadata.num_failures += 1
+        watcher.errors[trial.trial_id] = exc
 
-def _tune(driver: Driver, scratch: Path) -> None:
-    with _every_loss_expected():
+    with (
+        changed(tune_controller, RayActorManager=_ActorManager),
+        # Tune would write the error into a file, pickled, for whoever wants to know it.
+        changed(RayTrial, handle_error=remember),
+    ):
         tune.run(
             type("Worker", (Worker,), {"shared": driver.shared}),
             name="tune",
@@ -545,7 +560,7 @@ def _tune(driver: Driver, scratch: Path) -> None:
             max_failures=0,  # a candidate whose worker died is given to another one by the driver
             raise_on_failed_trial=False,
             stop=_Stopper(driver),
-            callbacks=[_Watcher(driver)],
+            callbacks=[watcher],
             trial_dirname_creator=lambda trial: trial.trial_id,
             verbose=0,
         )
