@@ -181,6 +181,7 @@ def _plan(run: "RunConfig", options: argparse.Namespace, *, cpus_here: int) -> "
     """Returns what a launch would do; raises what it would raise before anything starts."""
     from sweeps.plan import plan
 
+    _check_resources(options, here_only=False)
     return plan(
         options.name,
         run,
@@ -205,6 +206,7 @@ def _size(space: "SearchSpace") -> str:
 
 
 def _print_plan(plan: "Plan", run: "RunConfig", options: argparse.Namespace) -> None:
+    from sweeps.resources import cpus_here
     from sweeps.tables import print_table
 
     print_table(["axis", "values"], [[axis.binding, str(axis.domain)] for axis in run.space.axes])
@@ -216,13 +218,25 @@ def _print_plan(plan: "Plan", run: "RunConfig", options: argparse.Namespace) -> 
     limits += [f"{options.train_steps} training steps"] if options.train_steps else []
     show(f"budget: {', '.join(limits)}")
     show(
-        f"resources: {options.cpus_per_trial:g} CPU a trial, {len(os.sched_getaffinity(0))} here, "
+        f"resources: {options.cpus_per_trial:g} CPU a trial, {cpus_here()} here, "
         + (f"cluster {options.address}" if options.address else "local cluster")
     )
     show(f"data: {options.data}, {plan.data.n_train} + {plan.data.n_validation} clips")
     show(f"storage: {safe_uri(options.storage)}")
     show()
     show_text(run.text)
+
+
+def _check_resources(options: argparse.Namespace, *, here_only: bool) -> None:
+    from sweeps.resources import check_resources
+
+    check_resources(
+        options.cpus_per_trial,
+        options.gpus_per_trial,
+        options.max_concurrent,
+        options.address,
+        here_only=here_only,
+    )
 
 
 def _slurm(options: argparse.Namespace) -> None:

@@ -1,33 +1,28 @@
 """The Ray cluster that a sweep runs on: the one that there is, or one of this machine alone."""
 
-import contextlib
 import logging
 import math
 import os
-import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import ray_constants, worker
+from ray._private import auto_init_hook, ray_constants, worker
 from ray.exceptions import NodeDiedError, RayError, TaskUnschedulableError, WorkerCrashedError
+from ray.util.client import logsclient
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-import sweeps
-import thesis
+from sweeps.connection import connect, job_config
 from sweeps.errors import SweepError
 from sweeps.reaper import reaping
+from sweeps.resources import CLIENT, cpus_here, too_large
+from sweeps.watch import ClientServer, OtherCluster, OwnCluster, Watch
 from thesis.environ import environment
-
-CLIENT = "ray://"
-"""Addresses of Ray client servers begin so."""
-
-_CLIENT_ATTEMPTS = 3
-
-_PACKAGES = [path for package in (sweeps, thesis) for path in package.__path__]
 
 _OBJECT_STORE_BYTES = 128 * 2**20
 """Ray's shared memory on this machine. What is sent are small records and models of some KB."""
@@ -57,14 +52,11 @@ def check_fits(cpus_per_trial: float, gpus_per_trial: float) -> None:
     for kind, asked in (("CPU", cpus_per_trial), ("GPU", gpus_per_trial)):
         most = max((node["Resources"].get(kind, 0.0) for node in _nodes()), default=0.0)
         if asked > most:
-            raise SweepError(
-                f"a trial asks for {asked:g} {kind}s, the largest node has {most:g}",
-                hint=f"lower the {kind}s of a trial",
-            )
+            raise too_large(kind, asked, "the largest node", most)
 
 
 def check_nodes(see: Callable[[], str]) -> None:
-    """Has every node look at what a trial will need there, when there are several.
+    """Has every node look at what a trial will need there.
 
     Args:
       see: Runs on each node, at once; returns what is wrong there, in a line, or ''.
@@ -72,16 +64,13 @@ def check_nodes(see: Callable[[], str]) -> None:
     Raises:
       SweepError: Something is wrong on a node.
     """
-    nodes = _nodes()
-    if len(nodes) == 1:
-        return
 
     @ray.remote(num_cpus=0, max_retries=0)
     def look() -> str:
         return see()
 
     answers = {}
-    for node in nodes:
+    for node in _nodes():
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         answers[look.options(scheduling_strategy=there).remote()] = node["NodeManagerHostname"]
     for answer, host in answers.items():
@@ -128,13 +117,21 @@ _QUIET = {
 }
 
 
+_CLIENT_GRACE = "RAY_CLIENT_RECONNECT_GRACE_PERIOD"
+_CLIENT_GRACE_SECONDS = "15"
+"""How long a client may be away, or its server, before Ray ends what the client has begun."""
+
+
 @contextmanager
-def cluster(address: str | None, folder: Path, *, ship: bool = False) -> Iterator[str]:
+def cluster(
+    address: str | None, folder: Path, watch: Watch, *, ship: bool = False
+) -> Iterator[str]:
     """Connects to a Ray cluster, or starts one here; leaves the one that the caller is in.
 
     Args:
       address: Of a running cluster; None for one here.
       folder: Where one here keeps its sessions, and nobody else anything.
+      watch: Looks after it.
       ship: Send this project's code along.
 
     Yields:
@@ -145,88 +142,100 @@ def cluster(address: str | None, folder: Path, *, ship: bool = False) -> Iterato
     """
     url = ""
     with ExitStack() as stack:
-        stack.enter_context(environment(**_QUIET))
+        grace = os.environ.get(_CLIENT_GRACE, _CLIENT_GRACE_SECONDS)
+        stack.enter_context(environment(**_QUIET, **{_CLIENT_GRACE: grace}))
         stack.enter_context(_quiet_logs())
-        if not ray.is_initialized():
-            stack.enter_context(reaping(folder if address is None else None))
+        # Whatever asks Ray for something after a cluster is gone would start another one.
+        stack.enter_context(changed(auto_init_hook, enable_auto_connect=False))
+        stack.callback(watch.end)
+        other: OtherCluster | None = None
+        if ray.is_initialized():
+            stack.callback(watch.close)
+            if not _is_client():
+                other = OtherCluster()
+                watch.begin(other, None)
+        else:
+            reap = stack.enter_context(reaping(folder if address is None else None))
             stack.callback(ray.shutdown)
-            if address is not None:
+            stack.callback(watch.close)
+            if address is None:
+                watch.begin(OwnCluster(), partial(_give_up, reap))
+                url = _start_here(folder)
+            elif address.startswith(CLIENT):
+                watch.begin(ClientServer(address.removeprefix(CLIENT)), partial(_give_up, reap))
                 connect(address, ship=ship)
             else:
-                url = _start_here(folder)
+                other = OtherCluster()
+                watch.begin(other, partial(_give_up, reap))
+                connect(address, ship=ship)
+        if other is not None:
+            node: Any = worker.global_worker.node
+            other.connected(node.raylet_socket_name, node.gcs_address)
         yield url
 
 
-def connect(address: str, *, ship: bool = False) -> None:
-    """Connects to a running cluster, or raises SweepError."""
-    client = address.startswith(CLIENT)
-    host, _, port = address.removeprefix(CLIENT).rpartition(":")
-    try:
-        if port.isdigit():  # Ray itself would try for two minutes
-            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-        # A client's own server, which is forked for it, is stillborn now and then.
-        _trying(_CLIENT_ATTEMPTS if client else 1, lambda: _init(address, ship))
-    except (OSError, ValueError) as error:
-        raise SweepError(
-            f"no Ray cluster at '{address}': {str(error).strip().partition(chr(10))[0]}",
-            hint="give host:port of its head, ray://host:port of its client server, or 'auto' on "
-            "one of its machines; if it asks for a token, set RAY_AUTH_MODE=token",
-        ) from error
+def _is_client() -> bool:
+    """Whether the driver is elsewhere: this process is a client of the cluster's client server."""
+    return ray.is_initialized() and not worker.global_worker.connected
 
 
-def _init(address: str, ship: bool) -> None:
-    ray.init(
-        address=address,
-        runtime_env={"py_modules": _PACKAGES} if ship else None,
-        log_to_driver=False,
-        logging_level=logging.CRITICAL,
-    )
-
-
-def _trying(times: int, action: Callable[[], None]) -> None:
-    for _ in range(times - 1):
-        with contextlib.suppress(ConnectionError):
-            return action()
-    return action()
+def _give_up(reap: Callable[[], None], error: SweepError) -> None:
+    """Ends this process, which waits for a cluster that is gone and cannot be interrupted."""
+    print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr, flush=True)
+    reap()
+    os._exit(1)
 
 
 def _start_here(folder: Path) -> str:
     """Starts a cluster on this machine, which listens to this machine only."""
-    with _loopback_only():
-        context = ray.init(
-            address="local",  # whatever RAY_ADDRESS says
-            num_cpus=len(os.sched_getaffinity(0)),
-            object_store_memory=_OBJECT_STORE_BYTES,
-            include_dashboard=None,  # if it is installed
-            dashboard_host="127.0.0.1",
-            log_to_driver=False,
-            logging_level=logging.CRITICAL,
-            _temp_dir=str(folder),
-        )
+    try:
+        # It uses 127.0.0.1; asked for it by argument, it takes an outward address all the same.
+        with changed(ray_constants, ENABLE_RAY_CLUSTER=False):
+            context = ray.init(
+                address="local",  # whatever RAY_ADDRESS says
+                num_cpus=cpus_here(),
+                object_store_memory=_OBJECT_STORE_BYTES,
+                include_dashboard=None,  # if it is installed
+                dashboard_host="127.0.0.1",
+                log_to_driver=False,
+                logging_level=logging.CRITICAL,
+                job_config=job_config(),
+                _temp_dir=str(folder),
+            )
+    except Exception as error:  # Ray raises no less
+        said = str(error).strip().partition("\n")[0]
+        raise SweepError(
+            f"Ray could not be started on this machine: {said}",
+            hint="launch again; if that is no better, see if memory or disk space is short",
+        ) from error
     return str(context.dashboard_url or "")
 
 
 @contextmanager
-def _loopback_only() -> Iterator[None]:
-    """Has Ray use 127.0.0.1; asked for it by argument, it takes an outward address all the same."""
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
+def changed(part: Any, **values: Any) -> Iterator[None]:
+    """Changes attributes of a part of Ray, where no option does, and changes them back."""
+    before = {name: getattr(part, name) for name in values}
     try:
+        for name, value in values.items():
+            setattr(part, name, value)
         yield
     finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
+        for name, value in before.items():
+            setattr(part, name, value)
 
 
 @contextmanager
 def _quiet_logs() -> Iterator[None]:
     """Keeps Ray's own words from our user, whom the launch tells what matters of it."""
     logger = logging.getLogger("ray")
-    level, show = logger.level, worker.print_to_stdstream
+    level = logger.level
     logger.setLevel(logging.CRITICAL)
-    # It prints the state of a node that died, twenty lines, on stdout; no option prevents it.
-    worker.print_to_stdstream = lambda *_, **__: None
     try:
-        yield
+        with (
+            # It prints the state of a node that died, twenty lines, on stdout.
+            changed(worker, print_to_stdstream=lambda *_, **__: None),
+            changed(logsclient.logger, disabled=True),
+        ):
+            yield
     finally:
-        worker.print_to_stdstream = show
         logger.setLevel(level)

@@ -5,8 +5,8 @@ another and writes each record to the ledger itself, before it tells the driver:
 the result is kept. Ray's own records of the run go to a scratch folder and are never read. All that
 a continued launch needs is the ledger and the checkpoints in the trials' work folders.
 
-Only this module and its helpers (`sweeps.cluster`, `sweeps.loggers`, `sweeps.remote`,
-`sweeps.worker`) import Ray.
+Only this module and its helpers (`sweeps.cluster`, `sweeps.connection`, `sweeps.loggers`,
+`sweeps.remote`, `sweeps.worker`) import Ray.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 from ray import tune
 from ray._private import worker
 from ray._raylet import setproctitle  # type: ignore[attr-defined]  # compiled
@@ -33,7 +34,7 @@ from ray.tune.search import Searcher, SearchGenerator
 
 from sweeps import __version__
 from sweeps.attempt import Shared
-from sweeps.cluster import CLIENT, Slots, alive_nodes, check_fits, check_nodes, cluster
+from sweeps.cluster import Slots, alive_nodes, changed, check_fits, check_nodes, cluster
 from sweeps.config import RunConfig
 from sweeps.credentials import has_credentials, without_credentials
 from sweeps.driver import Budget, Driver, Wishes
@@ -46,6 +47,7 @@ from sweeps.objectives import objective
 from sweeps.plan import EVALUATOR, MEASURER, plan
 from sweeps.progress import Listener, Noted, SweepBegan, Warned, silent
 from sweeps.remote import launch_there
+from sweeps.resources import CLIENT, check_resources, resolved
 from sweeps.scratch import launch_folder, scratch_folder, work_folder
 from sweeps.search import HISTORY, Search
 from sweeps.shipping import dataset_here, ship_dataset
@@ -53,6 +55,7 @@ from sweeps.standing import Standing, limited_objectives
 from sweeps.stopping import stopping_rule
 from sweeps.trial import PROJECT, Attempt, Candidate, Reason, Status, Trial
 from sweeps.trial_ids import TrialIds
+from sweeps.watch import Watch
 from sweeps.worker import Worker
 
 
@@ -153,8 +156,8 @@ def launch(
         With ray://host:port the driver, too, runs there.
       ship: Send code and dataset to the nodes: this project's packages by Ray's runtime
         environment, the dataset through the storage. Otherwise nodes have both.
-      cpus_per_trial: CPUs that a trial claims; its thread pools are sized to match.
-      gpus_per_trial: GPUs that it claims.
+      cpus_per_trial: CPUs that a trial claims, from 0.01; its thread pools are sized to match.
+      gpus_per_trial: GPUs that it claims: 0, a share of one, or whole ones.
       max_concurrent: Trials at a time at the most; None runs as many as the CPUs allow.
       keep_going: Do not end where all trials crash alike: it is the candidates' own fault.
       log: What to log to as well: 'wandb', 'mlflow', 'tensorboard'; see `sweeps.loggers`.
@@ -165,14 +168,21 @@ def launch(
       measurer: What measures a model, as `thesis.measure.measure_rtf` does.
 
     Raises:
-      SweepError: A different sweep has this name, it is being launched already, no node has
-        enough CPUs for a trial, a node lacks what trials need, it cannot be logged to what was
-        asked for, or all trials crash alike.
+      SweepError: A different sweep has this name, it is being launched already, what a trial asks
+        for makes no sense or no node has it, a node lacks what trials need, the cluster is gone, it
+        cannot be logged to what was asked for, or all trials crash alike.
       DatasetError: There is no dataset, or it is damaged.
       LedgerError: The storage cannot be used, or records went missing.
     """
-    wishes = wishes or Wishes()
+    wishes, address = wishes or Wishes(), resolved(address)
     _hide_credentials()
+    check_resources(
+        cpus_per_trial,
+        gpus_per_trial,
+        max_concurrent,
+        address,
+        here_only=address is None and not ray.is_initialized(),
+    )
     if address and address.startswith(CLIENT):
         return _launch_there(
             address,
@@ -219,6 +229,7 @@ def launch(
         on_event(Warned(others))
     for line in planned.told:
         on_event(Noted(line))
+    watch = Watch()
     with (
         _claimed(ledger, is_new, waiting=lambda line: on_event(Warned(line))) as lost,
         scratch_folder(ledger) as scratch,
@@ -269,12 +280,12 @@ def launch(
             steps_spent=_steps_spent(ledger),
             budget=Budget(trials, seconds, train_steps),
             slots=Slots(cpus_per_trial, gpus_per_trial, max_concurrent).count,
-            lost=lost,
+            lost=lambda: lost() or watch.error(),
             wishes=wishes,
             on_event=loggers,
             keep_going=keep_going,
         )
-        _run(driver, address, ship, scratch, loggers)
+        _run(driver, address, ship, scratch, loggers, watch)
     # A worker that was stopped may have recorded a trial that the driver has not heard of.
     held = len(ledger.ids())
     if gone := max(0, len(on_record) + len(driver.recorded) - held):
@@ -352,16 +363,19 @@ def _launch_there(
     address: str, ship: bool, wishes: Wishes, on_event: Listener, **arguments: Any
 ) -> LaunchReport:
     """Has `launch` called on a cluster, through its client server."""
+    watch = Watch()
     planned = plan(**{name: arguments[name] for name in _PLANNED}, ship=ship) if ship else None
     with (
         _responding(signal.SIGINT, wishes.drain, wishes.stop),
         _responding(signal.SIGTERM, wishes.stop),
-        cluster(address, Path(), ship=ship),
+        cluster(address, Path(), watch, ship=ship),
     ):
         if planned:  # from here: the driver will not have it either
             planned.ledger.location.make_folder(planned.ledger.name)
             ship_dataset(planned.ledger, planned.dataset)
-        return launch_there(launch, on_event=on_event, wishes=wishes, ship=ship, **arguments)
+        return launch_there(
+            launch, on_event=on_event, wishes=wishes, watch=watch, ship=ship, **arguments
+        )
 
 
 _PLANNED = (
@@ -446,11 +460,16 @@ class _Proposals(Searcher):
 
 
 class _Watcher(tune.Callback):
-    """Passes on to the driver what Ray Tune sees."""
+    """Passes on to the driver what Ray Tune sees.
 
-    def __init__(self, driver: Driver, errors: dict[str, Exception]) -> None:
+    Attributes:
+      errors: What trials ended with, by Tune's ids, until the driver is told.
+    """
+
+    def __init__(self, driver: Driver, watch: Watch) -> None:
         self._driver = driver
-        self._errors = errors
+        self._watch = watch
+        self.errors: dict[str, Exception] = {}
 
     def on_trial_start(
         self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any
@@ -474,7 +493,9 @@ class _Watcher(tune.Callback):
     def on_trial_error(
         self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any
     ) -> None:
-        self._driver.lost(_candidate(trial), *_loss(self._errors.pop(trial.trial_id)))
+        cause, reason = _loss(self.errors.pop(trial.trial_id))
+        # Without its node a worker ends, too, and is not the candidate's fault.
+        self._driver.lost(_candidate(trial), cause, None if self._watch.look() else reason)
 
     def on_step_end(self, iteration: int, trials: list[RayTrial], **info: Any) -> None:
         self._driver.waited()
@@ -514,7 +535,14 @@ def _loss(error: Exception) -> tuple[str, Reason | None]:
     return cause, None if "its node has died" in said else Reason.CRASHED
 
 
-def _run(driver: Driver, address: str | None, ship: bool, scratch: Path, loggers: Loggers) -> None:
+def _run(
+    driver: Driver,
+    address: str | None,
+    ship: bool,
+    scratch: Path,
+    loggers: Loggers,
+    watch: Watch,
+) -> None:
     """Runs the missing trials.
 
     Raises:
@@ -527,7 +555,7 @@ def _run(driver: Driver, address: str | None, ship: bool, scratch: Path, loggers
     try:
         with (
             _responding(sigint, wishes.drain, wishes.stop),
-            cluster(address, launch_folder(scratch), ship=ship) as dashboard,
+            cluster(address, launch_folder(scratch), watch, ship=ship) as dashboard,
             loggers,
         ):
             if dashboard:
@@ -544,7 +572,7 @@ def _run(driver: Driver, address: str | None, ship: bool, scratch: Path, loggers
                 )
             # Cluster managers end a job with SIGTERM. Ray has set a handler of its own by now.
             with _responding(sigterm, wishes.stop):
-                _tune(driver, launch_folder(scratch))
+                _tune(driver, launch_folder(scratch), watch)
     except KeyboardInterrupt:
         wishes.stop()
     driver.close()
@@ -597,30 +625,18 @@ def _as_death(error: Exception) -> Exception:
     return RayActorError(error_msg=str(error)) if unknown else error
 
 
-@contextmanager
-def _every_loss_expected() -> Iterator[dict[str, Exception]]:
-    """Yields what Tune's trials have been lost to, by trial.
+def _tune(driver: Driver, folder: Path, watch: Watch) -> None:
+    watcher = _Watcher(driver, watch)
 
-    Tune passes it on in a pickle in a folder of the cluster, which is another user's perhaps.
-    """
-    errors: dict[str, Exception] = {}
-    controller: Any = tune_controller
-    manager, handle = controller.RayActorManager, RayTrial.handle_error
+    def remember(trial: RayTrial, exc: Exception) -> None:
+        trial.run_metadata.num_failures += 1
+        watcher.errors[trial.trial_id] = exc
 
-    def handle_error(trial: RayTrial, error: Any = None) -> None:
-        errors[trial.trial_id] = error
-        handle(trial, error)
-
-    trial_class: Any = RayTrial
-    controller.RayActorManager, trial_class.handle_error = _ActorManager, handle_error
-    try:
-        yield errors
-    finally:
-        controller.RayActorManager, trial_class.handle_error = manager, handle
-
-
-def _tune(driver: Driver, folder: Path) -> None:
-    with _every_loss_expected() as errors:
+    with (
+        changed(tune_controller, RayActorManager=_ActorManager),
+        # Tune would write the error into a file, pickled, for whoever wants to know it.
+        changed(RayTrial, handle_error=remember),
+    ):
         tune.run(
             type("Worker", (Worker,), {"shared": driver.shared}),
             name="tune",
@@ -631,7 +647,7 @@ def _tune(driver: Driver, folder: Path) -> None:
             max_failures=0,  # a candidate whose worker died is given to another one by the driver
             raise_on_failed_trial=False,
             stop=_Stopper(driver),
-            callbacks=[_Watcher(driver, errors)],
+            callbacks=[watcher],
             trial_dirname_creator=lambda trial: trial.trial_id,
             verbose=0,
         )

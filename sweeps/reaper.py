@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,20 +24,27 @@ _WATCH_SECONDS = 3.0
 
 
 @contextmanager
-def reaping(folder: Path | None) -> Iterator[None]:
+def reaping(folder: Path | None) -> Iterator[Callable[[], None]]:
     """Ends a cluster's processes when the block ends, or when this process is killed inside it.
 
     Args:
       folder: Where the cluster keeps its sessions, and nobody else anything; None for a cluster
         that lives on.
+
+    Yields:
+      What ends them at once, when called, for a process that cannot wait for the block to end.
     """
     command = [sys.executable, "-I", __file__, *([str(folder)] if folder else [])]
     # In a session of its own: what interrupts or kills the driver's group must not end this too.
     reaper = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
-    try:
-        yield
-    finally:
+
+    def reap() -> None:
         reaper.communicate(_IN_ORDER.encode())
+
+    try:
+        yield reap
+    finally:
+        reap()
 
 
 def users_of(folder: Path, *, but: Collection[int] = ()) -> list[int]:

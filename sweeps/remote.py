@@ -17,6 +17,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 from sweeps.driver import Wishes
 from sweeps.errors import SweepError
 from sweeps.progress import Event, Listener
+from sweeps.watch import CLIENT_SERVER_GONE, HINT, Watch
 
 Report = TypeVar("Report")
 
@@ -40,22 +41,35 @@ class _Launcher:
 
 
 def launch_there(
-    function: Callable[..., Report], *, on_event: Listener, wishes: Wishes, **arguments: Any
+    function: Callable[..., Report],
+    *,
+    on_event: Listener,
+    wishes: Wishes,
+    watch: Watch,
+    **arguments: Any,
 ) -> Report:
     """Calls `launch` on the cluster that this process is connected to, and listens to it.
 
     Raises:
       UserError: What `launch` has raised.
-      SweepError: The driver there has died, or could not be started.
+      SweepError: The driver there has died, or could not be started; or the cluster is gone.
     """
-    launcher: Any = ray.remote(_Launcher).options(num_cpus=0, max_concurrency=2).remote()
-    running = launcher.launch.remote(function, arguments)
+    launcher: Any = None
     try:
+        launcher = ray.remote(_Launcher).options(num_cpus=0, max_concurrency=2).remote()
+        running = launcher.launch.remote(function, arguments)
         ended: list[Any] = []
-        while not ended:
-            ended, _ = ray.wait([running], timeout=_POLL_SECONDS)
-            for event in ray.get(launcher.events.remote(wishes)):
+        events = ray.get(launcher.events.remote(wishes))  # takes as long as it takes to start
+        while True:
+            for event in events:
                 on_event(event)
+            if ended:
+                break
+            if gone := watch.error():
+                raise gone
+            with watch.asking():
+                ended, _ = ray.wait([running], timeout=_POLL_SECONDS)
+                events = ray.get(launcher.events.remote(wishes))
         return cast(Report, ray.get(running))
     except RayTaskError as error:
         raise error.cause from error
@@ -68,6 +82,9 @@ def launch_there(
             hint="launch again to continue, what was finished is on record; the cluster's nodes "
             "need this project, or --ship",
         ) from error
+    except ConnectionError as error:
+        raise watch.error() or SweepError(CLIENT_SERVER_GONE, hint=HINT) from error
     finally:
-        with contextlib.suppress(Exception):
-            ray.kill(launcher)
+        if watch.error() is None:
+            with contextlib.suppress(Exception):
+                ray.kill(launcher)

@@ -263,6 +263,21 @@ def test_a_time_is_read_in_its_units(
     assert expected in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "asked",
+    ["--cpus-per-trial=-1", "--cpus-per-trial=1e9", "--gpus-per-trial=nan", "--address=ray://"],
+)
+def test_a_dry_run_refuses_what_a_launch_refuses(
+    asked: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_dataset(tmp_path / "data")
+    launch = ("launch", "--name", "s", "--data", data, "--trials", "4", asked)
+    assert run(*launch, "--dry-run") == 1
+    said = capsys.readouterr()
+    assert [line.partition(":")[0] for line in said.err.splitlines()] == ["error", "hint"]
+    assert said.out == ""
+
+
 @pytest.mark.parametrize("text", ["90", "m", "1.5h", "", "0m", "30m1h"])
 def test_a_time_without_a_unit_is_wrong_usage(text: str) -> None:
     assert run("launch", "--name", "s", "--time", text) == 2

@@ -1,5 +1,6 @@
 import contextlib
 import dataclasses
+import math
 import os
 import platform
 import shutil
@@ -18,7 +19,6 @@ import sweeps.driver as driver_module
 from sweeps import __version__
 from sweeps.attempt import Shared, evaluate_and_record, load
 from sweeps.breaker import ALIKE, MAX_DEATHS
-from sweeps.cluster import connect
 from sweeps.driver import MAX_LOSSES, Budget, Driver, Wishes
 from sweeps.errors import LedgerError, SweepError
 from sweeps.evaluate import Progress, Task
@@ -856,10 +856,22 @@ def test_a_report_of_trials_of_which_none_has_completed_is_an_error():
     LaunchReport("s", "/s", 5, 0).check()
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "no.such.host:6379"])
-def test_a_cluster_that_is_not_there_is_an_error_at_once(address):
-    with pytest.raises(SweepError, match=f"no Ray cluster at '{address}'"):
-        connect(address)
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"cpus_per_trial": 0},
+        {"gpus_per_trial": math.nan},
+        {"max_concurrent": 0},
+        {"address": "nowhere"},
+        {"cpus_per_trial": -1, "address": "ray://127.0.0.1:1"},
+    ],
+    ids=str,
+)
+def test_a_launch_that_makes_no_sense_begins_nothing(start, storage, asked):
+    with pytest.raises(SweepError) as caught:
+        start(1, **asked)
+    assert caught.value.hint
+    assert not storage.exists()
 
 
 @pytest.mark.parametrize(
