@@ -76,6 +76,10 @@ class Node:
             self.stop()
             raise RuntimeError(f"a node did not start: {self._log.read_text()[-2000:]}")
 
+    def keep(self) -> None:
+        """Has the node's other processes live when one of them dies."""
+        os.kill(self._start.pid, signal.SIGSTOP)
+
     def stop(self) -> None:
         """Kills all of it."""
         while found := self.processes():

@@ -1,7 +1,9 @@
 """Whatever is killed, and whenever: no trial is lost, none is doubled, every front is right.
 
 Three nodes on one machine, sweeps of short trials one after another, and a storm of SIGKILLs over
-workers, nodes, drivers and heads. In every other sweep trials wait at a rung, or are stopped there.
+workers, nodes, the driver's own node among them, drivers and heads. Every other launch, by chance,
+has a cluster of its own. In every other sweep trials wait at a rung, or are stopped there. A launch
+whose node or head is killed ends by itself within half a minute.
 `make chaos` has a long storm; here is a short one.
 """
 
@@ -30,11 +32,27 @@ SEED = int(os.environ.get("SWEEPS_CHAOS_SEED", "0"))
 TRIALS = 10
 """Of each sweep. One takes a second and a half."""
 
+CLUSTER, HERE = "cluster", "here"
+
 SWEEPS = (("slowly_halfway", "defer"), ("slow", "none"))
 """Evaluator and stopping rule of one sweep after the other."""
 
-VICTIMS = {"worker": 5, "node": 2, "driver": 2, "head": 1}
-"""What is killed, and how often in proportion."""
+VICTIMS = {
+    CLUSTER: {"worker": 5, "node": 2, "own node": 2, "driver": 2, "head": 1},
+    HERE: {"worker": 3, "own node": 2, "driver": 1, "head": 1},
+}
+"""What is killed, and how often in proportion. The own node is the one that the driver is on."""
+
+NAMES = {
+    "worker": "Worker.train",
+    "node": "raylet/raylet",
+    "own node": "raylet/raylet",
+    "head": "gcs/gcs_server",
+}
+"""What is in the command lines of the victims."""
+
+MOST_SECONDS = 30
+"""How long a launch may take to end when its node or head is gone."""
 
 DRIVER = """
 import sys
@@ -49,7 +67,7 @@ run = run_of(
 )
 try:
     report = launch(name, run, dataset=dataset, trials=int(trials), storage=storage,
-                    evaluator=evaluator, address=address)
+                    evaluator=evaluator, address=address or None)
 except UserError as error:
     sys.exit(f"error: {error.message}")
 print(report.summary())
@@ -66,9 +84,10 @@ class Storm:
         self.killed = Counter()
         self.launches = Counter()
         self.seen = {}
-        self.sweep = 0
+        self.longest = 0.0
+        self.sweep = self.clusters = 0
         self.cluster = Cluster(folder / "ray0", port, others=2)
-        self.driver = None
+        self.driver, self.place = None, ""
 
     @property
     def name(self):
@@ -82,26 +101,32 @@ class Storm:
             self.sweep += 1
         self.launches[self.name] += 1
         evaluate, stopping = SWEEPS[self.sweep % len(SWEEPS)]
+        self.place = self.random.choice((CLUSTER, HERE))
+        address = self.cluster.address if self.place == CLUSTER else ""
         with (self.folder / "drivers.log").open("a") as log:
             self.driver = subprocess.Popen(
                 [sys.executable, "-c", DRIVER, self.name, self.dataset, str(self.folder / "runs"),
-                 evaluator(evaluate), str(TRIALS), self.cluster.address, stopping],
+                 evaluator(evaluate), str(TRIALS), address, stopping],
                 stdout=log, stderr=log, start_new_session=True,
                 env={**os.environ, **ENVIRONMENT},
             )  # fmt: skip
 
     def kill(self):
         """Kills one process, and mends what a supervisor would."""
-        kind = self.random.choices([*VICTIMS], [*VICTIMS.values()])[0]
+        chances = VICTIMS[self.place]
+        kind = self.random.choices([*chances], [*chances.values()])[0]
         victims = self.victims(kind)
         if not victims:
             return
         node, victim = self.random.choice(victims)
+        on_cluster = self.place == CLUSTER
+        if kind == "own node" and on_cluster:
+            node.keep()  # of its processes this one only is gone, and the head lives
         try:
             os.kill(victim, signal.SIGKILL)
         except ProcessLookupError:
             return
-        self.killed[kind] += 1
+        self.killed[f"{kind} ({self.place})"] += 1
         match kind:
             case "driver":
                 self.driver.wait()
@@ -109,25 +134,40 @@ class Storm:
                 node.stop()
                 self.cluster.others.remove(node)
                 self.cluster.join()
-            case "head":
-                self.cluster.stop()
-                self.driver.wait(120)
-                wait_until(lambda: not processes_of(self.driver.pid))
-                heads = self.killed["head"]
-                port = self.port + 2 * heads
-                self.cluster = Cluster(self.folder / f"ray{heads}", port, others=2)
+            case "own node" | "head":
+                self.see_it_end()
+                if on_cluster:
+                    self.renew_cluster()
+
+    def see_it_end(self):
+        """Waits until the launch has ended, and all of its processes."""
+        began = time.monotonic()
+        self.driver.wait(MOST_SECONDS)
+        wait_until(lambda: not processes_of(self.driver.pid), MOST_SECONDS)
+        self.longest = max(self.longest, time.monotonic() - began)
+
+    def renew_cluster(self):
+        """Has another cluster in place of one whose head is no good."""
+        self.cluster.stop()
+        self.clusters += 1
+        port = self.port + 2 * self.clusters
+        self.cluster = Cluster(self.folder / f"ray{self.clusters}", port, others=2)
 
     def victims(self, kind):
-        """Pairs of a node and a process of it; the driver's node is None."""
-        match kind:
-            case "driver":
-                return [(None, self.driver.pid)] if self.driver.poll() is None else []
-            case "worker":
-                nodes, name = self.cluster.nodes, "Worker.train"
-            case "node":
-                nodes, name = self.cluster.others, "raylet/raylet"
-            case "head":
-                nodes, name = [self.cluster.head], "gcs_server"
+        """Pairs of a node and a process of it. A launch here is its own node, without an object."""
+        if kind == "driver":
+            return [(None, self.driver.pid)] if self.driver.poll() is None else []
+        name = NAMES[kind]
+        if self.place == HERE:
+            found = processes_of(self.driver.pid)
+            return [(None, pid) for pid, line in found.items() if name in line]
+        nodes = {
+            "worker": self.cluster.nodes,
+            "node": self.cluster.others,
+            # Ray has a driver that finds several nodes on its machine use the head's.
+            "own node": [self.cluster.head],
+            "head": [self.cluster.head],
+        }[kind]
         return [(node, pid) for node in nodes for pid in node.processes(name)]
 
     def look(self):
@@ -140,9 +180,8 @@ class Storm:
     def rage(self, kills):
         while sum(self.killed.values()) < kills:
             self.launch()
-            if (
-                self.random.random() < 0.8
-            ):  # mostly in the middle of things, now and then at a start
+            # Mostly in the middle of things, now and then at a start.
+            if self.random.random() < 0.8:
                 wait_until(lambda: self.trains() or self.driver.poll() is not None, 180)
             time.sleep(self.random.uniform(0.0, 2.0))
             self.look()
@@ -230,6 +269,7 @@ def test_a_storm_of_kills_loses_and_doubles_nothing(storm):
     assert [node.processes() for node in nodes] == [[], [], []]
     print(
         f"\n{sum(storm.killed.values())} kills: {dict(storm.killed)}; {sweeps} sweeps of {TRIALS} "
-        f"trials in {sum(storm.launches.values())} launches; {dict(reasons)}; "
+        f"trials in {sum(storm.launches.values())} launches; {dict(reasons)}; without their node "
+        f"or head launches ended within {storm.longest:.0f} s; "
         "0 lost, 0 doubled, every front as from scratch, no process left"
     )
