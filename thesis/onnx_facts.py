@@ -24,7 +24,8 @@ SAMPLE_RATES = (4_000, 192_000)
 """In Hz, from and to: as of datasets."""
 HOP_SIZES = (1, 16 * 512)
 """Samples a frame, from and to: sixteen hops of a dataset at the most."""
-MAX_DELAY_FRAMES = 2**20
+MAX_DELAY_FRAMES = 2**16
+"""Minutes: no one waits for that."""
 MAX_STATE_BYTES = 2**30
 
 OPERATIONS = frozenset({
