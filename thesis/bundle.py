@@ -143,7 +143,8 @@ class ModelBundle:
           seed: Of the noise.
 
         Raises:
-          BundleError: The model cannot stream.
+          BundleError: The model cannot stream, or the stream is of another one.
+          ExportError: The stream cannot be loaded.
         """
         if not self.streams:
             raise BundleError(
@@ -151,7 +152,10 @@ class ModelBundle:
                 hint="its norm needs the whole clip, or it is in 8-bit integers: promote one with "
                 "DilatedConvStack.norm = 'frame' and export.quantisation = 'none'",
             )
-        return SynthStream(self.path / SYNTH_STREAM_FILE, seed=seed)
+        stream = SynthStream(self.path / SYNTH_STREAM_FILE, seed=seed)
+        with self._naming(SYNTH_STREAM_FILE):
+            compare_facts(stream.facts, self.session.facts)
+        return stream
 
     @cached_property
     def trial(self) -> dict[str, Any]:

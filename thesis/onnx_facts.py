@@ -8,6 +8,7 @@ operations that this project uses: none of them loops, calls or reads a file.
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,14 +18,15 @@ from google.protobuf.message import DecodeError
 
 from thesis.architecture import INPUTS
 from thesis.config import DECODERS, MAX_RESAMPLING, N_INPUTS, DecoderConfig, SynthConfig
-from thesis.errors import UserError
+from thesis.errors import ExportError, UserError
 from thesis.onnx_graph import NEXT, STATE
 
 SAMPLE_RATES = (4_000, 192_000)
 """In Hz, from and to: as of datasets."""
 HOP_SIZES = (1, 16 * 512)
 """Samples a frame, from and to: sixteen hops of a dataset at the most."""
-MAX_DELAY_FRAMES = 2**20
+MAX_DELAY_FRAMES = 2**16
+"""Minutes: no one waits for that."""
 MAX_STATE_BYTES = 2**30
 
 OPERATIONS = frozenset({
@@ -79,7 +81,8 @@ class ModelFacts:
 
     Attributes:
       artifact: 'decoder', 'decoder_stream', 'synth_stream' or 'synthesis_stream'.
-      decoder: The architecture.
+      decoder_type: What gin calls the architecture.
+      decoder_values: Its parameters by name, not looked at yet: see `decoder`.
       synth: What the decoder's outputs mean.
       sample_rate: Of the audio, in Hz.
       hop_size: Samples a frame of the decoder.
@@ -90,7 +93,8 @@ class ModelFacts:
     """
 
     artifact: str
-    decoder: DecoderConfig
+    decoder_type: str
+    decoder_values: Mapping[str, Any]
     synth: SynthConfig
     sample_rate: int
     hop_size: int
@@ -127,7 +131,8 @@ class ModelFacts:
             raise ValueError(f"'hop_size' of its metadata is no multiple of {synth.hop_multiple}")
         return cls(
             artifact,
-            _config(DECODERS[kind], read.mapping("decoder")),
+            kind,
+            read.mapping("decoder"),
             synth,
             sample_rate=read.whole("sample_rate", *SAMPLE_RATES),
             hop_size=hop_size,
@@ -136,6 +141,21 @@ class ModelFacts:
             delay_frames=read.whole("delay_frames", 0, MAX_DELAY_FRAMES) if streams else 0,
             states=_states(read.mapping("states")) if streams else {},
         )
+
+    @cached_property
+    def decoder(self) -> DecoderConfig:
+        """The architecture. A model may be of one that only its maker knows, and play all the same.
+
+        Raises:
+          ExportError: It is none of this project's, or a parameter is outside its range.
+        """
+        try:
+            return _config(DECODERS[self.decoder_type], self.decoder_values)
+        except ValueError as error:
+            raise ExportError(
+                f"'decoder' of a model's metadata is no {self.decoder_type}: {error}",
+                hint="export or promote it again",
+            ) from error
 
     @property
     def inputs(self) -> "Arguments":

@@ -32,7 +32,8 @@ _INPUTS = np.full((1, _N_FRAMES, 2), 0.5, np.float32)
 
 
 def _play_decoder(model: bytes) -> object:
-    return Session(model).decode(_INPUTS)
+    session = Session(model)
+    return session.decode(_INPUTS), session.decoder_config
 
 
 def _play_decoder_stream(model: bytes) -> object:

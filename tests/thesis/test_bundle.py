@@ -362,6 +362,15 @@ def test_rates_of_another_model_are_found(path, name, change):
     assert_found(path, ".")
 
 
+@pytest.mark.parametrize("change", [{"sample_rate": 22_050}, {"hop_size": 80}])
+def test_a_stream_of_another_model_is_not_played(path, change):
+    rewritten(path / "synth_stream.onnx", lambda metadata: metadata | change)
+    sign_again(path)
+    bundle = load_bundle(path)
+    with pytest.raises(BundleError, match=r"synth_stream\.onnx .* is not of the model"):
+        next(bundle.play(bundle.controls()))
+
+
 @pytest.mark.parametrize("name", ["clip.wav", "rendering.wav", "reverb.wav"])
 def test_audio_at_another_rate_is_found(path, name):
     write_audio(path / name, read_audio(path / name), 22_050)

@@ -48,7 +48,7 @@ def with_metadata(artifact: str, metadata: dict[str, str]) -> bytes:
 
 def assert_refused(artifact: str, model: bytes, words: str = ".") -> None:
     with pytest.raises(ExportError, match=words) as caught:
-        MODELS[artifact][0](model)
+        _ = MODELS[artifact][0](model).facts.decoder
     assert caught.value.hint
     assert "\n" not in caught.value.message
 
@@ -139,7 +139,15 @@ def test_parts_of_what_it_says_are_checked_too(key: str, change: dict[str, Any])
 def test_whatever_a_model_says_it_is_taken_or_refused(key: str, value: Any) -> None:
     metadata = metadata_of("synth_stream") | {key: json.dumps(value)}
     with suppress(ExportError):
-        SynthStream(with_metadata("synth_stream", metadata))
+        _ = SynthStream(with_metadata("synth_stream", metadata)).facts.decoder
+
+
+def test_a_model_of_another_architecture_plays_all_the_same() -> None:
+    metadata = metadata_of("decoder") | {"decoder": '{"layers": [1, 2]}'}
+    session = Session(with_metadata("decoder", metadata))
+    assert session.decode(np.zeros((1, 3, 2), np.float32)).shape == (1, 3, SYNTH.n_outputs)
+    with pytest.raises(ExportError, match="'layers' is no parameter"):
+        _ = session.decoder_config
 
 
 # --- Graphs ---
