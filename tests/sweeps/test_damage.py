@@ -164,10 +164,9 @@ def test_numbers_that_are_no_good_are_shown_as_they_are(ledger, sweep, tmp_path)
         assert errors_of(ledger, tmp_path) == []
 
 
-json_texts = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner, max_size=2),
-    max_leaves=4,
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+json_texts = st.one_of(
+    scalars, st.lists(scalars, max_size=2), st.dictionaries(st.text(), scalars, max_size=2)
 ).map(json.dumps)
 cells = st.one_of(
     st.none(), st.booleans(), st.integers(-(2**63), 2**63 - 1), st.floats(), st.text(),
@@ -247,11 +246,11 @@ def test_text_that_is_no_unicode_is_an_error(ledger, sweep, tmp_path, text):
 
 def test_file_that_claims_more_rows_than_it_has_bytes_is_not_read(tmp_path):
     ledger = Ledger.create(tmp_path, "tiny", facts())
-    ids = pa.array(["0123456789ab"]).take(pa.array([0] * 10_000_000))
+    ids = pa.array(["0123456789ab"]).take(pa.array([0] * 2_000_000))
     path = tmp_path / "tiny/trials/merged-1/0.parquet"
     path.parent.mkdir(parents=True)
     pq.write_table(pa.table({"trial_id": ids}), path, compression="zstd")
-    with pytest.raises(DamagedError, match="10000000 rows"):
+    with pytest.raises(DamagedError, match="2000000 rows"):
         ledger.ids()
 
 

@@ -88,10 +88,10 @@ def test_document_that_is_too_large_is_not_parsed(monkeypatch):
         json_object(b'{"a": 1234}')
 
 
-documents = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=8,
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+flat = st.lists(scalars, max_size=3) | st.dictionaries(st.text(), scalars, max_size=3)
+documents = (
+    scalars | flat | st.lists(flat, max_size=2) | st.dictionaries(st.text(), flat, max_size=2)
 )
 WRITTEN = [
     (SweepFacts.from_json, SweepFacts(name="s", gin_config="", dataset_fingerprint="f",
