@@ -5,13 +5,13 @@ import platform
 import shutil
 import time
 from collections.abc import Generator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sweeps import __version__
+from sweeps.code_version import code_version
 from sweeps.config import RunConfig
 from sweeps.errors import SweepError
 from sweeps.evaluate import Measure, Progress, Task, blame_full_disk, in_a_line, versions
@@ -62,7 +62,7 @@ class Shared:
       cpus_per_trial: CPUs that a trial asks for.
       gpus_per_trial: GPUs that it asks for.
       work: Folder of the trials' work folders.
-      version: The driver's, of this project.
+      code: The driver's version of this project's code.
     """
 
     ledger: Ledger
@@ -73,7 +73,7 @@ class Shared:
     cpus_per_trial: float
     gpus_per_trial: float
     work: Path
-    version: str = __version__
+    code: str = field(default_factory=code_version)
 
     @property
     def resources(self) -> dict[str, float]:
@@ -96,7 +96,9 @@ class Shared:
             load(self.evaluator)
         except UserError as error:
             return error.message
-        return "" if __version__ == self.version else f"it has version {__version__}"
+        if (code := code_version()) != self.code:
+            return f"its code of this project is {code}, that of the launch {self.code}"
+        return ""
 
     def failed(self, candidate: Candidate, reason: Reason, detail: str, started_at: float) -> Trial:
         """Returns the record of a trial that the evaluator could not make one of."""

@@ -22,7 +22,7 @@ from sweeps.errors import SweepError
 from sweeps.reaper import reaping
 from sweeps.resources import CLIENT, cpus_here, too_large
 from sweeps.watch import ClientServer, OtherCluster, OwnCluster, Watch
-from thesis.environ import environment
+from thesis.environ import SAFE_PATH, environment
 
 _OBJECT_STORE_BYTES = 128 * 2**20
 """Ray's shared memory on this machine. What is sent are small records and models of some KB."""
@@ -190,7 +190,7 @@ def _start_here(folder: Path) -> str:
     """Starts a cluster on this machine, which listens to this machine only."""
     try:
         # It uses 127.0.0.1; asked for it by argument, it takes an outward address all the same.
-        with changed(ray_constants, ENABLE_RAY_CLUSTER=False):
+        with changed(ray_constants, ENABLE_RAY_CLUSTER=False), environment(**SAFE_PATH):
             context = ray.init(
                 address="local",  # whatever RAY_ADDRESS says
                 num_cpus=cpus_here(),

@@ -388,7 +388,7 @@ def _in_new_process(case: _Case) -> FreshProcess:
     variant = case.variant
     request = Request(variant.subject, str(variant.bundle.path / CONTROLS_FILE), case.n_frames)
     ran = subprocess.run(
-        [sys.executable, "-m", "thesis.bench_process"],
+        [sys.executable, "-P", "-m", "thesis.bench_process"],
         input=json.dumps(asdict(request)), capture_output=True, text=True, check=False,
     )  # fmt: skip
     if ran.returncode:

@@ -4,10 +4,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+SAFE_PATH = {"PYTHONSAFEPATH": "1"}
+"""Has Python processes look for no modules in the folder that they are started in."""
+
 
 @contextmanager
 def environment(**variables: str) -> Iterator[None]:
-    """Sets environment variables that a package reads when it is imported, and unsets them."""
+    """Sets environment variables, for packages and processes that read them, and unsets them."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:

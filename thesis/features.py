@@ -85,8 +85,8 @@ def _mono(block: NDArray[np.float32], path: Path) -> Samples:
         )
     if loudest > LARGEST_SAMPLE:
         raise AudioError(
-            f"'{path}' holds samples of {loudest:.0e}, where full scale is 1",
-            hint="export it again at a level within -1 and 1, or remove it",
+            f"'{path}' holds samples of {loudest:.3g}; audio is within -1 and 1",
+            hint="export it again at that level, or remove it",
         )
     return mono
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from thesis import demo_instrument
 from thesis.data import Clip, ClipFormat, Dataset, Split, write_dataset
+from thesis.environ import SAFE_PATH, environment
 from thesis.errors import AudioError, ConfigError, DatasetError
 from thesis.features import (
     F0_ESTIMATOR,
@@ -385,7 +386,7 @@ def _map(
     # Forking a process that has run TensorFlow or Arrow can deadlock the child: spawn.
     spawn = multiprocessing.get_context("spawn")
     others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(n_workers, spawn, _begin_worker) as pool:
+    with environment(**SAFE_PATH), ProcessPoolExecutor(n_workers, spawn, _begin_worker) as pool:
         with _interrupts_ignored():  # by workers that are starting, too
             futures = deque(pool.submit(_in_worker, analyse, source) for source in sources)
         try:

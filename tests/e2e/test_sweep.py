@@ -6,9 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 TRIALS = 3
 SETTINGS = [
@@ -17,9 +20,29 @@ SETTINGS = [
 ]  # fmt: skip
 
 
+# By `python -m sweeps.cli` the current folder would be on the path.
+COMMAND = [str(Path(sys.executable).with_name("sweeps"))]
+
+SHADOWS = ["sweeps", "thesis", "ray", "numpy", "json", "pickle", "socket", "sitecustomize"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder whose modules have the names of ours; what imports one leaves a trace and dies."""
+    folder = tmp_path / "someones"
+    for name in SHADOWS:
+        module = folder / name / "__init__.py"
+        module.parent.mkdir(parents=True)
+        trace = tmp_path / f"{name} was imported"
+        module.write_text(f"open({str(trace)!r}, 'a').close()\nraise SystemExit(9)\n")
+    yield folder
+    assert [path.name for path in tmp_path.glob("* was imported")] == []
+
+
 def sweeps(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "sweeps.cli", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [*COMMAND, *arguments], cwd=cwd, capture_output=True, text=True, check=False
+    )
 
 
 def records(storage: Path) -> dict[str, bytes]:
@@ -27,36 +50,36 @@ def records(storage: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.timeout(400)
-def test_a_sweep_is_launched_killed_continued_queried_promoted_and_verified(tmp_path: Path) -> None:
-    made = sweeps("prepare", "--demo", "--clip-seconds", "1", "--out", "data", cwd=tmp_path)
+def test_a_sweep_is_launched_killed_continued_queried_promoted_and_verified(folder: Path) -> None:
+    made = sweeps("prepare", "--demo", "--clip-seconds", "1", "--out", "data", cwd=folder)
     assert made.returncode == 0, made.stderr
 
     launch = ["launch", "--name", "real", "--data", "data", "--trials", str(TRIALS)]
     for setting in SETTINGS:
         launch += ["--set", setting]
     killed = subprocess.Popen(
-        [sys.executable, "-m", "sweeps.cli", *launch],
-        cwd=tmp_path,
+        [*COMMAND, *launch],
+        cwd=folder,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
     deadline = time.monotonic() + 150
-    while not records(tmp_path / "runs"):
+    while not records(folder / "runs"):
         assert killed.poll() is None, "the sweep ended by itself"
         assert time.monotonic() < deadline, "no trial finished"
         time.sleep(0.05)
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
-    before = records(tmp_path / "runs")
+    before = records(folder / "runs")
     assert len(before) < TRIALS
 
-    continued = sweeps(*launch, cwd=tmp_path)
+    continued = sweeps(*launch, cwd=folder)
     assert continued.returncode == 0, continued.stderr
-    after = records(tmp_path / "runs")
+    after = records(folder / "runs")
     assert len(after) == TRIALS
     assert {trial_id: after[trial_id] for trial_id in before} == before
 
-    asked = sweeps("front", "real", "--json", cwd=tmp_path)
+    asked = sweeps("front", "real", "--json", cwd=folder)
     front = json.loads(asked.stdout)
     assert front["finished"] == TRIALS
     for trial in front["front"]:
@@ -64,22 +87,33 @@ def test_a_sweep_is_launched_killed_continued_queried_promoted_and_verified(tmp_
         assert trial["export_max_error"] <= 1e-4
         assert trial["rtf_ratio_low"] <= trial["rtf_ratio"] <= trial["rtf_ratio_high"]
     # The baseline came first, and is what it is measured against.
-    baseline = json.loads(sweeps("status", "real", "--json", cwd=tmp_path).stdout)
+    baseline = json.loads(sweeps("status", "real", "--json", cwd=folder).stdout)
     assert baseline[0]["completed"] == TRIALS
 
     chosen = front["front"][0]["id"]
-    promoted = sweeps("promote", chosen[:8], "--to", "bundle", cwd=tmp_path)
+    promoted = sweeps("promote", chosen[:8], "--to", "bundle", cwd=folder)
     assert promoted.returncode == 0, promoted.stderr
-    assert sweeps("verify", "bundle", cwd=tmp_path).returncode == 0
-    again = sweeps("promote", chosen[:8], "--to", "bundle", cwd=tmp_path)
+    assert sweeps("verify", "bundle", cwd=folder).returncode == 0
+    again = sweeps("promote", chosen[:8], "--to", "bundle", cwd=folder)
     assert again.returncode == 1
     assert "exists already" in again.stderr
 
-    rendered = sweeps("render", "bundle", "bundle/clip.wav", "out.wav", cwd=tmp_path)
+    rendered = sweeps("render", "bundle", "bundle/clip.wav", "out.wav", cwd=folder)
     assert rendered.returncode == 0, rendered.stderr
-    assert (tmp_path / "out.wav").stat().st_size > 50_000
+    assert (folder / "out.wav").stat().st_size > 50_000
 
-    (tmp_path / "bundle" / "decoder.onnx").write_bytes(b"tampered")
-    tampered = sweeps("verify", "bundle", cwd=tmp_path)
+    (folder / "bundle" / "decoder.onnx").write_bytes(b"tampered")
+    tampered = sweeps("verify", "bundle", cwd=folder)
     assert tampered.returncode == 1
     assert "decoder.onnx" in tampered.stderr
+
+
+def test_workers_that_analyse_recordings_import_nothing_from_the_current_folder(
+    folder: Path,
+) -> None:
+    for number in range(2):
+        tone = 0.3 * np.sin(2 * np.pi * 220 * np.arange(32_000) / 16_000)
+        soundfile.write(folder / f"{number}.wav", tone, 16_000)
+    options = ["--clip-seconds", "1", "--workers", "2", "--out", "data"]
+    made = sweeps("prepare", ".", *options, cwd=folder)
+    assert made.returncode == 0, made.stderr

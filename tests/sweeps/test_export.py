@@ -229,10 +229,3 @@ def test_file_of_any_name_is_written_or_refused(run_ledger, tmp_path, form, name
         EXPORTS[form](run_ledger, folder / name)
         assert [path.name for path in folder.iterdir()] == [name]
     assert {path.name for path in tmp_path.iterdir()} == {"store", "out #y"}
-
-
-def test_record_whose_values_are_not_of_the_space_is_not_exported_as_a_study(run_ledger, tmp_path):
-    run_ledger.append(trial(1, sweep="s"))
-    with pytest.raises(LedgerError, match="values that its space does not have"):
-        export_study(run_ledger, tmp_path / "x.db")
-    assert not (tmp_path / "x.db").exists()

@@ -70,7 +70,7 @@ plain_values = st.recursive(
     st.none()
     | st.booleans()
     | st.integers(-(2**63), 2**63 - 1)
-    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.floats(allow_nan=False, allow_infinity=False, allow_subnormal=False)
     | st.text()
     | st.builds(Macro, st.sampled_from(["STEPS", "a/STEPS"]))
     | st.builds(Reference, st.sampled_from(["RnnFc", "a/b/thesis.config.RnnFc"]), st.booleans()),

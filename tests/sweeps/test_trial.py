@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from sweeps.trial import METRICS, Candidate, Measurement, Reason, Status, Trial
 
-numbers = st.integers(-(2**63) + 1, 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+numbers = st.integers(-(2**63) + 1, 2**63 - 1) | st.floats(
+    allow_nan=False, allow_infinity=False, allow_subnormal=False
+)
 axes = st.dictionaries(st.text(min_size=1), st.booleans() | numbers | st.text())
 
 
