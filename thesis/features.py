@@ -114,6 +114,8 @@ def _opened(path: Path) -> Iterator[tuple[int, Iterable[NDArray[np.float32]]]]:
     Raises:
       AudioError: It cannot be decoded, or is cut short.
     """
+    if path.exists() and not path.is_file():
+        raise AudioError(f"'{path}' is no file", hint="pipes, devices and folders are not read")
     try:
         cut_short = _is_cut_short(path)
         mpeg = read_mp3(path.read_bytes()) if _may_be_mp3(path) else None
@@ -263,6 +265,8 @@ def _a_weighting_db(frequencies_hz: NDArray[np.floating]) -> NDArray[np.floating
 TRACKER_SEMITONES = 0.5
 """Grid on which the pitch is tracked, before it is refined."""
 
+_REFINED_AT_ONCE = 1024
+"""Frames whose pitch is refined at a time, which bounds the memory that an hour takes."""
 
 F0_ESTIMATOR = "pyin, refined by autocorrelation"
 """What `estimate_f0` does, for a dataset's record."""
@@ -369,18 +373,14 @@ def _refine(
         window = int(max(lag, 0.016 * sample_rate))  # the window 16 ms or more.
         margin = 2 ** (1.5 * TRACKER_SEMITONES / 12)
         lags = np.arange(int(lag / margin) - 1, int(np.ceil(lag * margin)) + 2)
-        segments = _segments(
-            smooth, centres[frames] - (window + round(lag)) // 2, window + int(lags[-1])
-        )
-        peak, found = _highest_peak(_autocorrelation(segments, window, lags))
-        refined[frames] = np.where(found, periods * sample_rate / (lags[0] + peak), f0)
+        length = window + int(lags[-1])
+        padded = sliding_window_view(np.pad(smooth, length), length)
+        starts = centres - (window + round(lag)) // 2 + length
+        for some in np.split(frames, range(_REFINED_AT_ONCE, len(frames), _REFINED_AT_ONCE)):
+            segments = padded[np.clip(starts[some], 0, len(padded) - 1)]
+            peak, found = _highest_peak(_autocorrelation(segments, window, lags))
+            refined[some] = np.where(found, periods * sample_rate / (lags[0] + peak), f0)
     return refined
-
-
-def _segments(audio: Samples, starts: NDArray[np.int_], length: int) -> NDArray[np.float32]:
-    """Returns a segment from each start, shape [n, length]; beyond the ends there is silence."""
-    padded = np.pad(audio, length)
-    return sliding_window_view(padded, length)[np.clip(starts + length, 0, len(audio) + length)]
 
 
 def _autocorrelation(

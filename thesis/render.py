@@ -62,8 +62,6 @@ def render_recording(
             f"cannot transpose by {semitones:g} semitones",
             hint=f"by {MAX_SEMITONES:g} at the most, up or down: 12 are an octave",
         )
-    if recording.exists() and not recording.is_file():
-        raise AudioError(f"'{recording}' is no file", hint="pipes and devices are not read")
     check_output_file(out, AudioError, suffix=".wav")
     sample_rate = bundle.session.sample_rate
     audio = load_audio(recording, sample_rate)

@@ -1,6 +1,7 @@
 """Reading recordings, loudness against ddsp, pitch against synthetic tones."""
 
 import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -127,7 +128,7 @@ def test_a_file_that_is_no_audio_is_an_error(tmp_path: Path, suffix: str, conten
 
 def test_a_folder_and_a_missing_file_are_errors(tmp_path: Path) -> None:
     (tmp_path / "a.wav").mkdir()
-    with pytest.raises(AudioError, match="Is a directory"):
+    with pytest.raises(AudioError, match="is no file"):
         load_audio(tmp_path / "a.wav", RATE)
     with pytest.raises(AudioError, match="No such file"):
         load_audio(tmp_path / "b.wav", RATE)
@@ -258,6 +259,19 @@ def test_tracking_in_blocks_leaves_no_seam() -> None:
     estimate, confidence = estimate_f0(sawtooth(truth), RATE, HOP, 50, 2000)
     assert cents_off(estimate, truth).max() < 3
     assert confidence[25:-25].min() > 0.4
+
+
+def test_one_long_note_takes_hardly_more_memory_than_its_samples() -> None:
+    def peak(seconds: int) -> int:
+        audio = np.sin(2 * np.pi * 220 * np.arange(seconds * RATE) / RATE).astype(np.float32)
+        tracemalloc.start()
+        try:
+            estimate_f0(audio, RATE, HOP, 32.7, 2093.0)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert peak(60) - peak(20) < 8 * 40 * RATE * np.float32().nbytes
 
 
 def test_pitch_may_move_at_a_frame_rate_of_one_millisecond() -> None:
