@@ -1371,6 +1371,8 @@ def test_a_node_says_what_is_wrong_there(shared):
     assert shared.what_is_wrong_here() == ""
     lost = dataclasses.replace(shared, evaluator="no.such:thing")
     assert lost.what_is_wrong_here().startswith("cannot load 'no.such:thing'")
+    other = dataclasses.replace(shared, code="0.1.0+0123456789ab")
+    assert other.what_is_wrong_here().endswith(f"that of the launch {other.code}")
     clips = Path(shared.dataset, "clips.arrow")
     clips.write_bytes(clips.read_bytes()[::-1])
     assert "altered, cut short" in shared.what_is_wrong_here()
