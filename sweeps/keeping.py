@@ -6,6 +6,7 @@ Where records are on a file system, trials train in a folder beside them: nothin
 import contextlib
 import os
 import shutil
+import stat
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -58,7 +59,7 @@ def fetch(ledger: Ledger, trial_id: str, folder: Path) -> None:
     Raises:
       LedgerError: It cannot be made or fetched.
     """
-    _remove_links(folder)
+    _remove_what_is_no_file(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if ledger.location.local_folder is not None:
         return
@@ -74,13 +75,16 @@ def fetch(ledger: Ledger, trial_id: str, folder: Path) -> None:
     mark.write_text(version)
 
 
-def _remove_links(folder: Path) -> None:
-    """Removes links from a work folder: a trial would write over what they lead to, or store it."""
-    if folder.is_symlink():
+def _remove_what_is_no_file(folder: Path) -> None:
+    """Removes links, pipes and sockets from a work folder, which may have been a stranger's.
+
+    A trial would write over what a link leads to, or store it, and wait for a pipe for ever.
+    """
+    if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
         folder.unlink()
     for here, folders, files in os.walk(folder):
         for path in (Path(here, name) for name in (*folders, *files)):
-            if path.is_symlink():
+            if not stat.S_ISREG(mode := path.lstat().st_mode) and not stat.S_ISDIR(mode):
                 path.unlink()
 
 

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import math
 import os
+import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,11 @@ import numpy.typing as npt
 from thesis._ddsp import tf, tf_keras
 from thesis.batches import Batch, Batches
 from thesis.build import Model
+from thesis.checked_files import read_bytes
 from thesis.config import TrainConfig
 from thesis.controls import decoder_inputs, white_noise
 from thesis.data import Clips
+from thesis.errors import UserError
 from thesis.losses import TrainingLoss, spectral_loss, training_loss
 from thesis.synthesis import Synthesizer
 
@@ -99,7 +102,7 @@ def train(
         "model": model, "optimizer": optimizer, "done": done, "recent": recent, "first": first,
     }  # fmt: skip
     manager, newest = _checkpoint_manager(checkpoints, **state)
-    if newest:
+    if newest and _is_of(newest, config.steps):
         manager.checkpoint.restore(newest)
         if done == config.steps:
             yield Report(int(done), _mean(recent))
@@ -270,6 +273,7 @@ def _checkpoint_manager(
     if folder is None:
         return None, None
     folder.mkdir(exist_ok=True)
+    _check_list(folder / "checkpoint")
     weights = sorted((name, *weight.shape) for name, weight in model.decoder.weights.items())
     held = repr((weights, *model.reverb.shape))
     name = f"{hashlib.sha256(held.encode()).hexdigest()[:8]}-step"
@@ -279,6 +283,39 @@ def _checkpoint_manager(
     )
     newest = manager.latest_checkpoint
     return manager, newest if newest and Path(newest).name.startswith(name) else None
+
+
+_LIST = re.compile(
+    rb'(?:(?:model_checkpoint_path|all_model_checkpoint_paths): "[0-9a-f]{8}-step-[0-9]{1,18}"\n'
+    rb"|(?:all_model_checkpoint|last_preserved)_timestamps?: [0-9.e+]{1,32}\n)*"
+)
+"""The list of a folder's checkpoints, as TensorFlow writes it of names that are ours."""
+_MAX_LIST_BYTES = 1 << 16
+
+
+def _check_list(file: Path) -> None:
+    """Removes a list of checkpoints that we have not written.
+
+    A trial may go on in a folder that was a stranger's. TensorFlow restores the newest checkpoint
+    on the list and deletes older ones, wherever they are, by patterns such as '../*'.
+    """
+    if not os.path.lexists(file):
+        return
+    with contextlib.suppress(UserError):
+        if _LIST.fullmatch(read_bytes(file, _MAX_LIST_BYTES, UserError)):
+            return
+    file.unlink()
+
+
+def _is_of(checkpoint: str, steps: int) -> bool:
+    """Returns whether a checkpoint is whole, and of a run of so many steps."""
+    try:
+        reader = tf.train.load_checkpoint(checkpoint)
+        # Each is compared with its checksum: a restored half could not be taken back.
+        values = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+        return 0 <= int(values["done/.ATTRIBUTES/VARIABLE_VALUE"]) <= steps
+    except Exception:  # TensorFlow raises many kinds for a damaged file
+        return False
 
 
 def _save(manager: Any) -> None:

@@ -1,4 +1,5 @@
 import dataclasses
+import os
 import shutil
 
 import pytest
@@ -9,6 +10,7 @@ from sweeps.errors import LedgerError
 from sweeps.evaluate import Progress
 from sweeps.keeping import fetch, keeping
 from sweeps.ledger import Ledger, SweepFacts
+from sweeps.storage import Location
 from sweeps.trial import Attempt, Candidate
 from tests.sweeps.fakes import STEPS, evaluator, make_dataset, measure_together, run_of, trial_of
 from thesis.data import load_facts
@@ -172,3 +174,16 @@ def test_damage_to_what_was_kept_costs_no_more_than_that(shared, tmp_path):
     assert steps == [1]
     assert len([*running]) == STEPS - 1
     assert shared.ledger.ids() == {CANDIDATE.id}
+
+
+def test_a_pipe_in_a_work_folder_is_not_waited_for(tmp_path):
+    location = Location.of(tmp_path / "runs")
+    facts = SweepFacts(name="s", gin_config="", dataset_fingerprint="f", objectives=("val_loss",))
+    folder = tmp_path / "work"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "history.json").write_text("{}")
+    for name in ("pipe", "checkpoints/checkpoint"):
+        os.mkfifo(folder / name)
+    fetch(Ledger.create(location, "s", facts), CANDIDATE.id, folder)
+    left = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+    assert left == ["checkpoints", "history.json"]

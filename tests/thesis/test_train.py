@@ -147,6 +147,40 @@ def test_a_checkpoint_of_other_weights_is_not_mixed_with_these(
     np.testing.assert_allclose(losses(begun_anew), losses(expected), rtol=1e-6)
 
 
+@pytest.mark.parametrize("named", ["{elsewhere}/precious", "../elsewhere/prec*"])
+@pytest.mark.parametrize("ending", ["", r"\000", r".index\000"])
+def test_a_stranger_s_list_of_checkpoints_has_nothing_read_or_deleted_elsewhere(
+    make_model, clips, small, every_step, tmp_path, named, ending
+):
+    folder, elsewhere = tmp_path / "checkpoints", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    for name in ("precious", "precious.index", "precious.data-00000-of-00001"):
+        (elsewhere / name).write_text("precious")
+    before = sorted(elsewhere.iterdir())
+    name = named.format(elsewhere=elsewhere) + ending
+    (folder / "checkpoint").write_text(
+        f'model_checkpoint_path: "{name}"\nall_model_checkpoint_paths: "{name}"\n'
+        "all_model_checkpoint_timestamps: 1.0\nlast_preserved_timestamp: 0.5\n"
+    )
+    reports = list(train(make_model(), clips, small.train, checkpoints=folder))
+    assert [report.step for report in reports] == [1, 2, 3, 4, 5, 6]
+    assert sorted(elsewhere.iterdir()) == before
+
+
+@pytest.mark.parametrize("damage", ["steps", "index", "data"])
+def test_a_checkpoint_that_cannot_be_of_this_run_is_not_gone_on_from(
+    make_model, clips, small, every_step, tmp_path, damage
+):
+    longer = replace(small.train, steps=12)
+    list(train(make_model(), clips, longer if damage == "steps" else small.train,
+               checkpoints=tmp_path))  # fmt: skip
+    for file in tmp_path.glob(f"*.{damage}*"):
+        file.write_bytes(file.read_bytes()[:50])
+    reports = list(train(make_model(), clips, small.train, checkpoints=tmp_path))
+    assert [report.step for report in reports] == [1, 2, 3, 4, 5, 6]
+
+
 def test_a_folder_of_checkpoints_that_is_gone_is_not_made_anew(
     make_model, clips, small, every_step, tmp_path
 ):
