@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any
 
 from sweeps.credentials import without_credentials
-from sweeps.errors import SweepError
+from sweeps.errors import DamagedError, SweepError
 from sweeps.evaluate import Progress
 from sweeps.ledger import Ledger
 from sweeps.progress import Event, Listener, TrialAdvanced, TrialBegan, TrialEnded, Warned
@@ -178,10 +178,10 @@ class Loggers:
 
         Raises:
           SweepError: See `check_installed`; or a logger cannot log, for want of an account, say.
+          DamagedError: See `_folder`.
         """
         check_installed(names)
-        local = ledger.location.local_folder
-        folder = local / ledger.name / "logs" if local else Path("logs") / ledger.name
+        folder = _folder(ledger)
         self._listener = listener
         self._warnings: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._loggers = [
@@ -227,6 +227,29 @@ class Loggers:
         """Tells the listener, in the thread that it is told everything in."""
         while not self._warnings.empty():
             self._listener(Warned(self._warnings.get()))
+
+
+def _folder(ledger: Ledger) -> Path:
+    """Returns where loggers keep files: beside the records, where a stranger may have put some.
+
+    Raises:
+      DamagedError: A logger would write elsewhere, or send a key to a server of that file's choice.
+    """
+    if ledger.location.local_folder is None:
+        return Path("logs") / ledger.name
+    folder = Path(ledger.location.at(f"{ledger.name}/logs"))
+    inside = os.path.realpath(folder)
+    for here, folders, files in os.walk(folder):
+        for path in (Path(here, name) for name in (*folders, *files)):
+            # W&B makes links itself, to its latest run.
+            if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(inside):
+                raise DamagedError(f"{path} is a link that leads out of {folder}", hint=_REMOVE)
+            if path.name == "settings" and path.parent.name in ("wandb", ".wandb"):
+                raise DamagedError(f"{path} may name another server to log to", hint=_REMOVE)
+    return folder
+
+
+_REMOVE = "remove it: no launch has made it"
 
 
 def check_installed(names: Sequence[str]) -> None:

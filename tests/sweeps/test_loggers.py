@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from sweeps import loggers
-from sweeps.errors import SweepError
+from sweeps.errors import DamagedError, SweepError
 from sweeps.evaluate import Progress
 from sweeps.ledger import Ledger, SweepFacts
 from sweeps.loggers import Loggers, check_installed
@@ -208,6 +208,31 @@ class Fake:
 
     def on_experiment_end(self, trials):
         self.told.append(("over",))
+
+
+@pytest.mark.parametrize("name", ["logs", "logs/mlflow.db", "logs/tensorboard"])
+def test_a_logger_writes_over_no_link_of_a_stranger_s_sweep(ledger, logs, tmp_path, name):
+    link, elsewhere = logs.parent / name, tmp_path / "elsewhere"
+    link.parent.mkdir(exist_ok=True)
+    elsewhere.mkdir()
+    link.symlink_to(elsewhere)
+    with pytest.raises(DamagedError, match="link"):
+        Loggers(["tensorboard"], ledger, lambda event: None)
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_logger_may_have_made_links_of_its_own(ledger, logs):
+    (logs / "wandb" / "run-1").mkdir(parents=True)
+    (logs / "wandb" / "latest-run").symlink_to("run-1")
+    Loggers([], ledger, lambda event: None)
+
+
+@pytest.mark.parametrize("folder", ["wandb", ".wandb"])
+def test_a_stranger_s_settings_do_not_say_which_server_is_sent_a_key(ledger, logs, folder):
+    (logs / folder).mkdir(parents=True)
+    (logs / folder / "settings").write_text("[default]\nbase_url = http://127.0.0.1:9\n")
+    with pytest.raises(DamagedError, match="another server"):
+        Loggers(["wandb"], ledger, lambda event: None)
 
 
 @pytest.fixture
