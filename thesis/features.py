@@ -32,6 +32,10 @@ Frames = NDArray[np.float32]
 LARGEST_SAMPLE = 1e6
 """Beyond 120 dB above full scale a file holds no audio, whatever a float may hold."""
 
+RECORDED_RATES = (1_000, 2_000_000)
+"""Sample rates of recordings, in Hz, from and to. A header may name any: a second of audio at 1 Hz
+would become thousands of times as many samples as the file holds."""
+
 _BLOCK = 2**16
 """Samples that are decoded at a time."""
 
@@ -70,6 +74,11 @@ def load_audio(path: Path | str, sample_rate: int) -> Samples:
     """
     path = Path(path)
     with _opened(path) as (file_rate, blocks):
+        if not RECORDED_RATES[0] <= file_rate <= RECORDED_RATES[1]:
+            raise AudioError(
+                f"'{path}' is at {file_rate:,} Hz by its header, which no recording is",
+                hint="export it again, or remove it",
+            )
         mono = (_mono(block, path) for block in blocks)
         resampled = mono if file_rate == sample_rate else _resampled(mono, file_rate, sample_rate)
         return np.concatenate([np.empty(0, np.float32), *resampled])

@@ -85,6 +85,19 @@ def test_a_recording_without_samples_is_empty(tmp_path: Path) -> None:
     assert load_audio(tmp_path / "a.wav", RATE).shape == (0,)
 
 
+@pytest.mark.parametrize("rate", [1, 999, 2**31 - 1])
+def test_a_rate_that_no_recording_has_is_one_error_and_no_flood_of_samples(
+    tmp_path: Path, rate: int
+) -> None:
+    soundfile.write(tmp_path / "a.wav", np.zeros(1000), rate)
+    tracemalloc.start()
+    with pytest.raises(AudioError, match="by its header"):
+        load_audio(tmp_path / "a.wav", RATE)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1e6
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_sample_that_is_no_number_is_an_error(tmp_path: Path, bad: float) -> None:
     tone = sine(440, 0.5)
