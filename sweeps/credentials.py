@@ -6,7 +6,13 @@ Standard library only, as whatever prints asks it.
 import re
 from urllib.parse import unquote
 
-_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/+\S+")
+_START = (
+    r"(?<![\w/])(?:[^\W\d_][\w+.-]*:/+"
+    r"|(?:s3|gs|gcs|abfss?|hdfs|viewfs)(?::[/\\]*|[/\\]{2,}))"
+)
+"""How a URI begins, also where the user has misspelt what follows a scheme of pyarrow's."""
+
+_URI = re.compile(rf"{_START}\S+", re.IGNORECASE)
 
 _USER_IS_NO_SECRET = {"abfs", "abfss", "hdfs", "viewfs"}
 """Schemes that have a container, or a name, where others have a key."""
@@ -32,13 +38,14 @@ def safe_uri(uri: str) -> str:
     Options that are not known to be harmless read '***'. A URI whose secret is not escaped, such as
     'key:se/cret@bucket', is cut at its last '@'.
     """
-    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):(/+)", uri)
+    match = re.match(_START, uri, re.IGNORECASE)
     if not match:
         return uri
+    scheme = re.split(r"[:/\\]", uri, maxsplit=1)[0].lower()
     rest = uri[match.end() :]
     user, at, place = rest.rpartition("@")
     if at and (":" in unquote(user) or "/" not in user.partition("?")[0]):
-        kept = user if match[1].lower() in _USER_IS_NO_SECRET and ":" not in unquote(user) else ""
+        kept = user if scheme in _USER_IS_NO_SECRET and ":" not in unquote(user) else ""
         kept = user if user == "anonymous" else kept
         rest = f"{kept}@{place}" if kept else place
     place, question_mark, query = rest.partition("?")
@@ -53,6 +60,12 @@ def safe_uri(uri: str) -> str:
 def has_credentials(text: str) -> bool:
     """Returns whether a text has a URI in it that cannot be shown, or written down, as it is."""
     return any(safe_uri(uri) != uri for uri in _URI.findall(text))
+
+
+def is_misspelt_uri(text: str) -> bool:
+    """Returns whether a text begins as a URI does that pyarrow would take for a folder."""
+    match = re.match(_START, text, re.IGNORECASE)
+    return "://" not in text and bool(match) and text[1:2] != ":"
 
 
 def _safe_option(option: str) -> str:

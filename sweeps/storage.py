@@ -22,7 +22,7 @@ from typing import TypeVar
 import pyarrow as pa
 from pyarrow import fs
 
-from sweeps.credentials import has_credentials, safe_uri
+from sweeps.credentials import has_credentials, is_misspelt_uri, safe_uri
 from sweeps.errors import DamagedError, LedgerError
 from sweeps.stored import MOST_BYTES, in_a_line
 
@@ -57,6 +57,9 @@ _MAY_PASS_SAID = re.compile(
 )
 """What object stores say in such a case, in pyarrow's words: they have no error numbers."""
 
+_FAILURES = (OSError, pa.ArrowException)
+"""What a filesystem of pyarrow's raises: of some, Azure for one, not all are an OSError."""
+
 _SERVICES = re.compile("AWS Error|google::cloud|Azure")
 _GONE_SAID = re.compile("(NO_SUCH_KEY|RESOURCE_NOT_FOUND).* GetObject")
 
@@ -75,22 +78,24 @@ _MENDS_SAID = {
 }
 
 
-def _may_pass(error: OSError) -> bool:
-    if isinstance(error, TimeoutError | ConnectionError) or error.errno in _MAY_PASS:
+def _may_pass(error: Exception) -> bool:
+    number = getattr(error, "errno", None)
+    if isinstance(error, TimeoutError | ConnectionError) or number in _MAY_PASS:
         return True
-    return error.errno is None and bool(_MAY_PASS_SAID.search(str(error)))
+    return number is None and bool(_MAY_PASS_SAID.search(str(error)))
 
 
-def _is_gone(error: OSError) -> bool:
+def _is_gone(error: Exception) -> bool:
     # An object that is deleted between being opened and being read is met without a number.
     return isinstance(error, FileNotFoundError) or bool(_GONE_SAID.search(str(error)))
 
 
-def _explained(error: OSError, doing: str, where: str) -> LedgerError:
+def _explained(error: Exception, doing: str, where: str) -> LedgerError:
     """Returns what the operating system or the object store said, and what to do about it."""
-    said = os.strerror(error.errno) if error.errno else str(error).partition("\n")[0]
+    number = getattr(error, "errno", None)
+    said = os.strerror(number) if number else str(error).partition("\n")[0]
     mends = [mend for word, mend in _MENDS_SAID.items() if word in said]
-    mends += [_MENDS.get(error.errno or 0, "check that the storage exists and can be reached")]
+    mends += [_MENDS.get(number or 0, "check that the storage exists and can be reached")]
     return LedgerError(f"cannot {doing} {where}: {said}", hint=mends[0])
 
 
@@ -98,13 +103,14 @@ def _patiently(action: Callable[[], T]) -> T:
     """Returns what an action returns; does it again while it fails in a way that may pass.
 
     Raises:
-      OSError: It fails in another way, or still fails after `_PATIENCE_SECONDS`.
+      OSError, pa.ArrowException: It fails in another way, or still fails after
+        `_PATIENCE_SECONDS`.
     """
     began, pause = time.monotonic(), _FIRST_PAUSE_SECONDS
     while True:
         try:
             return action()
-        except OSError as error:
+        except _FAILURES as error:
             left = began + _PATIENCE_SECONDS - time.monotonic()
             if left <= 0 or not _may_pass(error):
                 raise
@@ -275,7 +281,7 @@ class Location:
         Raises:
           FileNotFoundError: There is no such file, or none any more.
           LedgerError: It cannot be read.
-          OSError: The function's own, about what it read.
+          OSError, pa.ArrowException: The function's own, about what it read.
         """
 
         def parse() -> T:
@@ -285,10 +291,10 @@ class Location:
 
         try:
             return _patiently(parse)
-        except OSError as error:
+        except _FAILURES as error:
             if _is_gone(error):
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name) from error
-            if error.errno or _may_pass(error) or _SERVICES.search(str(error)):
+            if getattr(error, "errno", None) or _may_pass(error) or _SERVICES.search(str(error)):
                 raise _explained(error, "read", self.show(name)) from error
             raise
 
@@ -341,14 +347,14 @@ class Location:
             except FileNotFoundError:
                 self._make_folders_of(name)
                 return put()
-        except OSError as error:
+        except _FAILURES as error:
             raise _explained(error, "write", self.show(name)) from error
 
     def _do(self, doing: str, name: str, action: Callable[[], T]) -> T:
         """Returns what an action returns, patiently; what it fails with is a LedgerError."""
         try:
             return _patiently(action)
-        except OSError as error:
+        except _FAILURES as error:
             raise _explained(error, doing, self.show(name)) from error
 
     def _make_folders_of(self, name: str) -> None:
@@ -366,8 +372,8 @@ class Location:
         try:
             self._write(temporary, data)
             self.filesystem.move(temporary, path)
-        except OSError:
-            with contextlib.suppress(OSError):
+        except _FAILURES:
+            with contextlib.suppress(*_FAILURES):
                 self.filesystem.delete_file(temporary)
             raise
 
@@ -424,7 +430,7 @@ class Location:
 
         try:
             self.each(lambda name: _patiently(lambda: copy(name)), self._files_in(folder))
-        except OSError as error:
+        except _FAILURES as error:
             if _is_gone(error):
                 raise FileNotFoundError(*error.args) from error
             raise _explained(error, "copy files from", self.show(folder)) from error
@@ -471,7 +477,7 @@ def check_no_credentials(text: str) -> None:
 
 
 def _local_path(storage: str) -> str:
-    if re.match("[A-Za-z][A-Za-z0-9+.-]+:/", storage):
+    if is_misspelt_uri(storage):
         raise LedgerError(
             f"'{safe_uri(storage)}' is no folder and no URI",
             hint="a URI has two slashes: s3://bucket/folder",

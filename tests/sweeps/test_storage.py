@@ -3,6 +3,7 @@ import itertools
 import os
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -182,6 +183,27 @@ def test_object_store_that_is_busy_is_asked_again(failing, said):
     assert next(once, None) is None
 
 
+@pytest.mark.parametrize("kind", [pa.ArrowException, pa.ArrowInvalid, pa.ArrowNotImplementedError])
+def test_what_a_filesystem_fails_with_is_an_error_of_the_storage_whatever_its_kind(
+    failing, tmp_path, kind
+):
+    location, _ = failing(lambda what: kind("Unknown error: Azure said no\nand more"))
+    for use in (
+        lambda: location.read("tiny/x"),
+        lambda: location.entries("tiny"),
+        lambda: location.exists("tiny/x"),
+        lambda: location.make_folder("tiny"),
+        lambda: location.delete("tiny/x"),
+        lambda: location.delete_folder("tiny"),
+        lambda: location.put("tiny/x", b""),
+        lambda: location.copy_out("tiny", tmp_path / "copy"),
+        lambda: list_sweeps(location),
+    ):
+        with pytest.raises(LedgerError, match=r"Azure said no$") as caught:
+            use()
+        assert caught.value.hint
+
+
 def test_storage_that_stays_away_is_given_up(failing, monkeypatch):
     monkeypatch.setattr(storage, "_PATIENCE_SECONDS", 0.05)
     tries = []
@@ -277,6 +299,9 @@ def test_keys_in_a_uri_are_never_shown():
         "gs://user:hush@bucket/folder",
         "ftp://user:hush@host/folder",
         "s3:/AKIA:hush@bucket/folder",
+        "s3:AKIA:hush@bucket/folder",
+        "s3//AKIA:hush@bucket/folder",
+        "\u00e93://AKIA:hush@bucket/folder",
     ],
 )
 def test_keys_are_not_shown_where_nobody_understands_the_uri(uri, tmp_path, monkeypatch):
