@@ -39,16 +39,28 @@ _SHORT = {
 """Heads of columns that would be too wide; axes among these come first, in this order."""
 
 
+_MOST_OF_A_CELL = 80
+"""Characters: one cell that is longer would leave no room for the others."""
+_WRITTEN_OUT = 1e15
+"""Numbers from here on have an exponent."""
+
+
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Prints a table to stdout, numbers to the right; never cut to the width of a pipe."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for i, name in enumerate(columns):
         # As texts: rich would read strings as its own markup.
-        head = Text(printable(name))
+        head = _cell_text(name)
         table.add_column(head, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
+        table.add_row(*map(_cell_text, row))
     Console(width=None if sys.stdout.isatty() else 250, highlight=False).print(table)
+
+
+def _cell_text(cell: str) -> Text:
+    shown = printable(cell[:_MOST_OF_A_CELL])
+    cut = len(cell) > _MOST_OF_A_CELL or len(shown) > _MOST_OF_A_CELL
+    return Text(f"{shown[: _MOST_OF_A_CELL - 1]}…" if cut else shown)
 
 
 def print_json(value: Any) -> None:
@@ -318,7 +330,7 @@ def format_number(value: float) -> str:
     """Returns a number with four digits that count, whole ones with thousands separated."""
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < _WRITTEN_OUT else f"{value:.4g}"
 
 
 def _cell(trial: Trial, column: str) -> str:
