@@ -406,9 +406,9 @@ def _promote(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> None:
-    from thesis.bundle import verify_bundle
+    from sweeps.bundles import verify
 
-    bundle = verify_bundle(options.bundle, on_note=lambda note: _say(f"note: {note}"))
+    bundle = verify(options.bundle, on_note=lambda note: _say(f"note: {note}"))
     show(
         f"{options.bundle}: all checksums match, all parts are of one model, rendering reproduced "
         f"(trial {bundle.trial['id']})"

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from analysis.front_figure import draw_front
+from sweeps.bundles import verify
 from sweeps.config import find_run, load_run
 from sweeps.launch import launch
 from sweeps.ledger import Ledger
@@ -15,7 +16,6 @@ from sweeps.printable import show
 from sweeps.progress import SweepProgress
 from sweeps.promote import promote
 from sweeps.tables import print_front
-from thesis.bundle import verify_bundle
 from thesis.data import load_dataset
 from thesis.prepare import prepare_demo
 
@@ -71,7 +71,7 @@ def run_demo(out: Path, *, trials: int, console: Console) -> None:
         soft_wrap=True,
     )
     if bundle.exists():
-        verify_bundle(bundle)
+        verify(bundle)
     else:
         bundle.parent.mkdir(parents=True, exist_ok=True)
         promote(storage, chosen.id, bundle)

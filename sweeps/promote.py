@@ -1,5 +1,6 @@
 """Promotes a trial: fetches its model, measures it again, and writes a bundle that ships."""
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from sweeps.bundles import verify
 from sweeps.config import parse_candidate
 from sweeps.errors import TrialError
 from sweeps.ledger import find_trial
@@ -27,13 +29,12 @@ from thesis.bundle import (
     Controls,
     ModelBundle,
     read_decoder,
-    verify_bundle,
     write_bundle,
 )
 from thesis.config import ModelConfig
 from thesis.controls import decoder_inputs
 from thesis.data import Clips, Dataset, load_dataset
-from thesis.errors import BundleError, DatasetError, ExportError
+from thesis.errors import BundleError, DatasetError, ExportError, UserError
 from thesis.export import MAX_ERROR
 from thesis.files import check_output
 from thesis.measure import RtfMeasurement, measure_rtf, processor
@@ -95,7 +96,11 @@ def promote(
             clip=clips.audio[row],
             controls=Controls(clips.f0_hz[row], clips.loudness_db[row]),
         )
-    return verify_bundle(out)
+    try:
+        return verify(out)
+    except UserError:  # what was stored is of several models
+        shutil.rmtree(out, ignore_errors=True)
+        raise
 
 
 @contextmanager

@@ -141,10 +141,19 @@ def _compare_numbers(
         raise ValueError(f"the numbers of '{name}' are others")
 
 
-def compare_record(record: Mapping[str, Any], facts: ModelFacts) -> None:
-    """Compares the axes of a trial's record, and sizes that follow from them, with a model."""
+def compare_record(record: Mapping[str, Any], facts: ModelFacts, model_bytes: int) -> None:
+    """Compares the axes of a trial's record, and sizes that follow from them, with a model.
+
+    Args:
+      record: The trial's.
+      facts: Of the decoder.
+      model_bytes: Size of its file.
+    """
     expected = {f"axis_{name}": value for name, value in _parameters(facts).items()}
     expected["parameters"] = facts.decoder.parameter_count(facts.synth.n_outputs)
+    expected["macs_per_frame"] = facts.decoder.macs_per_frame(facts.synth.n_outputs)
+    expected["receptive_field_frames"] = facts.decoder.receptive_field_frames
+    expected["model_bytes"] = model_bytes
     for name in expected.keys() & record.keys():
         if record[name] is not None and record[name] != expected[name]:
             raise ValueError(f"its '{name}' is {record[name]!r}, not {expected[name]!r}")
@@ -173,7 +182,9 @@ def compare_config(text: str, facts: ModelFacts) -> None:
 _MAX_LITERAL = 200
 """Characters: values of parameters are short, and Python's parser is not for strangers' texts."""
 _BINDING = re.compile(r"^(?:[\w.]+\.)?(\w+)\.(\w+) *= *(\S.*)$", re.MULTILINE)
-_MACRO = re.compile(r"^(\w+) *= *(\S.*)$", re.MULTILINE)
+_MACRO = re.compile(r"^((?:\w+/)*\w+) *= *(\S.*)$", re.MULTILINE)
+_MOST_MACROS = 24
+"""That stand for each other, as many as gin texts may have."""
 
 
 def _bindings(text: str) -> Iterator[tuple[str, str, Any]]:
@@ -181,7 +192,8 @@ def _bindings(text: str) -> Iterator[tuple[str, str, Any]]:
     macros = dict(_MACRO.findall(text))
     last = {(stage, parameter): value for stage, parameter, value in _BINDING.findall(text)}
     for (stage, parameter), value in last.items():
-        value = macros.get(value[1:].strip(), value) if value.startswith("%") else value
+        for _ in range(_MOST_MACROS):
+            value = macros.get(value[1:].strip(), value) if value.startswith("%") else value
         if value.startswith("@"):
             yield stage, parameter, value.strip()
         elif len(value) <= _MAX_LITERAL:

@@ -554,7 +554,7 @@ def verify_bundle(path: Path, *, on_note: Callable[[str], None] = lambda note: N
     controls, stored = bundle.controls(), bundle._audio(RENDERING_FILE, finite=False)
     bundle._audio(CLIP_FILE)
     with bundle._naming(TRIAL_FILE):
-        compare_record(bundle.trial, facts)
+        compare_record(bundle.trial, facts, (path / DECODER_FILE).stat().st_size)
     with bundle._naming(CONFIG_FILE):
         compare_config(read_text(path / CONFIG_FILE, BundleError), facts)
     _verify_decoder(bundle, controls)

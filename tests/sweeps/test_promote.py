@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from sweeps import promote as stage
+from sweeps.bundles import verify
 from sweeps.errors import SweepError, TrialError
 from sweeps.evaluate import ARTIFACTS, evaluate
 from sweeps.ledger import Ledger, SweepFacts
@@ -17,13 +18,16 @@ from sweeps.promote import model_card, promote
 from sweeps.trial import Candidate, Measurement, Reason
 from thesis.bundle import (
     ARTIFACT_FILES,
+    CHECKSUMS_FILE,
+    CONFIG_FILE,
     DECODER_FILE,
+    TRIAL_FILE,
     WEIGHTS_FILE,
     load_bundle,
     read_audio,
-    verify_bundle,
 )
 from thesis.errors import BundleError, ConfigError, DatasetError, ExportError
+from thesis.files import sha256
 from thesis.measure import ROUNDS, RtfMeasurement
 from thesis.metrics import Quality
 from thesis.prepare import prepare_demo
@@ -99,8 +103,62 @@ def test_the_configuration_of_a_record_is_data(trial, dataset, small_run, tmp_pa
 
 
 def test_a_promoted_trial_is_a_bundle_that_verifies(bundle, trial):
-    assert verify_bundle(bundle.path) == bundle
+    assert verify(bundle.path) == bundle
     assert bundle.trial["id"] == trial.id
+
+
+def rewritten(bundle, folder, name, change):
+    """A copy of a bundle with a text changed, and checksums that match."""
+    shutil.copytree(bundle.path, folder)
+    (folder / name).write_text(change((folder / name).read_text()))
+    names = [line.split("  ")[1] for line in (folder / CHECKSUMS_FILE).read_text().splitlines()]
+    sums = [f"{sha256(folder / name)}  {name}\n" for name in names]
+    (folder / CHECKSUMS_FILE).write_text("".join(sums))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"id": "deadbeefdead"},
+        {"id": ""},
+        {"axis_colour": "red"},
+        {"axis_colour": [1]},
+        {"macs_per_frame": 1},
+        {"receptive_field_frames": 1, "receptive_field_seconds": None},
+        {"model_bytes": 1},
+    ],
+    ids=str,
+)
+def test_a_record_of_another_trial_is_found(bundle, tmp_path, values):
+    path = rewritten(
+        bundle, tmp_path / "b", TRIAL_FILE, lambda text: json.dumps(json.loads(text) | values)
+    )
+    with pytest.raises(BundleError, match=TRIAL_FILE):
+        verify(path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "DilatedConvStack.channels = \\\n  77",
+        "thesis.config.DilatedConvStack.channels = (\n77)",
+        "DilatedConvStack.channels = %N\nN = 77",
+        "DilatedConvStack.channels = %x/N\nx/N = 77",
+        "DilatedConvStack.channels = %M\nM = %N\nN = 77",
+        "DilatedConvStack:\n  channels = 77",
+        "import canary_module",
+        "include 'x.gin'",
+        "f.x = @open('x')",
+    ],
+)
+def test_a_configuration_of_another_model_is_found_however_it_is_laid_out(
+    bundle, tmp_path, canary, line
+):
+    path = rewritten(bundle, tmp_path / "b", CONFIG_FILE, lambda text: f"{text}\n{line}\n")
+    with pytest.raises(BundleError, match=CONFIG_FILE):
+        verify(path)
+    assert not canary.exists()
 
 
 def test_a_trial_is_promoted_from_an_object_store(
@@ -111,7 +169,7 @@ def test_a_trial_is_promoted_from_an_object_store(
     ledger.append(trial)
     ledger.put_artifacts(trial.id, workdir / ARTIFACTS)
     promoted = promote(s3(tmp_path.name), trial.id, tmp_path / "bundle")
-    assert verify_bundle(promoted.path) == promoted
+    assert verify(promoted.path) == promoted
     for name in ARTIFACT_FILES:
         assert (promoted.path / name).read_bytes() == (bundle.path / name).read_bytes()
 
