@@ -121,6 +121,8 @@ def _release_wandb(callback: Any) -> None:
 
 def _mlflow(sweep: str, folder: Path) -> Any:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # It would print where each run is on standard output, with the user and password of the server.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # not that it makes a database
     from ray.air.integrations.mlflow import MLflowLoggerCallback
 

@@ -4,6 +4,7 @@ A record, a bundle or a dataset may be anybody's, and so may the strings in it. 
 control characters: they move its cursor, change its title, and hide what was printed before.
 """
 
+from sweeps.credentials import without_credentials
 from thesis.errors import printable
 
 __all__ = ["in_a_line", "printable", "show", "show_text"]
@@ -19,8 +20,8 @@ def in_a_line(text: str) -> str:
 
 
 def show(line: str = "") -> None:
-    """Prints one line to stdout, whatever is in it."""
-    print(printable(line), flush=True)
+    """Prints one line to stdout, whatever is in it, but for credentials."""
+    print(printable(without_credentials(line)), flush=True)
 
 
 def show_text(text: str) -> None:

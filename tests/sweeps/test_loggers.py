@@ -2,6 +2,7 @@ import dataclasses
 import json
 import struct
 import threading
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -225,6 +226,21 @@ def test_a_logger_may_have_made_links_of_its_own(ledger, logs):
     (logs / "wandb" / "run-1").mkdir(parents=True)
     (logs / "wandb" / "latest-run").symlink_to("run-1")
     Loggers([], ledger, lambda event: None)
+
+
+def test_mlflow_prints_no_address_of_a_server_which_may_hold_a_password(
+    monkeypatch, tmp_path, capsys
+):
+    from mlflow.store.tracking.rest_store import RestStore
+    from mlflow.tracking._tracking_service.client import TrackingServiceClient
+
+    monkeypatch.delenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:hush@127.0.0.1:9")
+    monkeypatch.setattr(RestStore, "get_run", MagicMock())
+    loggers._mlflow("s", tmp_path)
+    TrackingServiceClient("http://user:hush@127.0.0.1:9")._log_url("run")
+    shown = capsys.readouterr()
+    assert "hush" not in shown.out + shown.err
 
 
 @pytest.mark.parametrize("folder", ["wandb", ".wandb"])

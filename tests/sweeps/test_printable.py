@@ -22,3 +22,8 @@ def test_lines_are_shown_as_lines_and_texts_as_texts(capsys):
     show("a\nb\x1b")
     show_text("a\nb\x1b")
     assert capsys.readouterr().out == "a\\nb\\x1b\na\nb\\x1b\n"
+
+
+def test_a_line_of_data_shows_no_credentials(capsys):
+    show("s3://AKIA:hush@bucket/x: 2 trials")
+    assert capsys.readouterr().out == "s3://bucket/x: 2 trials\n"
