@@ -30,7 +30,7 @@ import re
 import stat
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -452,7 +452,7 @@ def _read_clips(path: Path, facts: DatasetFacts, split: Split) -> Clips:
             # What comes next is a stream, which the file's footer only lists.
             schema, *batches = [pa.ipc.read_message(file) for _ in ("schema", *SPLITS)]
         # Before anything is read in the way that a stranger's schema tells.
-        if schema.type != "schema" or pa.ipc.read_schema(schema) != _schema(facts):
+        if schema.type != "schema" or not _is_schema_of(pa.ipc.read_schema(schema), facts):
             raise _of_other_facts(path)
         message = batches[SPLITS.index(split)]
         if message.type != "record batch" or _is_compressed(message):
@@ -595,8 +595,24 @@ def _schema(clip_format: ClipFormat) -> "pa.Schema":
             ("f0_hz", frames),
             ("f0_confidence", frames),
             ("loudness_db", frames),
-        ]
+        ],
+        metadata={_FORMAT: _written(clip_format)},
     )
+
+
+_FORMAT = b"clip_format"
+"""Key of what the numbers of clips mean; in their file it is part of the fingerprint."""
+
+
+def _written(clip_format: ClipFormat) -> bytes:
+    values = {f.name: getattr(clip_format, f.name) for f in fields(ClipFormat)}
+    return repr({name: float(value) for name, value in values.items()}).encode()
+
+
+def _is_schema_of(schema: "pa.Schema", facts: DatasetFacts) -> bool:
+    """Returns whether clips are of these facts; files of older releases tell less of that."""
+    said = (schema.metadata or {}).get(_FORMAT)
+    return bool(schema == _schema(facts)) and said in (None, _written(facts))
 
 
 def _write_clips(

@@ -357,6 +357,33 @@ def test_altered_clips_are_an_error(tmp_path: Path) -> None:
     assert "sweeps prepare" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"sample_rate": FORMAT.sample_rate // 2, "clip_seconds": FORMAT.clip_seconds * 2,
+         "f0_max_hz": FORMAT.f0_max_hz / 2},
+        {"f0_min_hz": FORMAT.f0_min_hz + 1},
+        {"f0_max_hz": FORMAT.f0_max_hz - 1},
+    ],
+    ids=lambda values: next(iter(values)),
+)  # fmt: skip
+def test_facts_that_give_clips_another_meaning_are_an_error(tmp_path: Path, values: dict) -> None:
+    path = write(tmp_path / "d").path
+    facts = json.loads((path / "dataset.json").read_text())
+    (path / "dataset.json").write_text(json.dumps(facts | values))
+    with pytest.raises(DatasetError, match="not those that its facts describe"):
+        load_dataset(path)
+
+
+def test_clips_of_a_release_that_did_not_say_what_they_mean_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("thesis.data._FORMAT", b"something else")
+    path = write(tmp_path / "d").path
+    monkeypatch.undo()
+    assert len(load_dataset(path).clips("train"))
+
+
 def test_clips_are_read_once_and_again_when_their_file_is_touched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
