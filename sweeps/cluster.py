@@ -130,7 +130,8 @@ def cluster(
 
     Args:
       address: Of a running cluster; None for one here.
-      folder: Where one here keeps its sessions, and nobody else anything.
+      folder: Of the launch, where one here keeps its sessions, and nobody else anything. A client
+        has none.
       watch: Looks after it.
       ship: Send this project's code along.
 
@@ -155,7 +156,8 @@ def cluster(
                 other = OtherCluster()
                 watch.begin(other, None)
         else:
-            reap = stack.enter_context(reaping(folder if address is None else None))
+            is_client = address is not None and address.startswith(CLIENT)
+            reap = stack.enter_context(reaping(None if is_client else folder))
             stack.callback(ray.shutdown)
             stack.callback(watch.close)
             if address is None:
@@ -187,10 +189,16 @@ def _give_up(reap: Callable[[], None], error: SweepError) -> None:
 
 
 def _start_here(folder: Path) -> str:
-    """Starts a cluster on this machine, which listens to this machine only."""
+    """Starts a cluster on this machine, which listens to this machine only.
+
+    Its processes are killed in the end. What they have made for a while goes with their folder.
+    """
     try:
         # It uses 127.0.0.1; asked for it by argument, it takes an outward address all the same.
-        with changed(ray_constants, ENABLE_RAY_CLUSTER=False), environment(**SAFE_PATH):
+        with (
+            changed(ray_constants, ENABLE_RAY_CLUSTER=False),
+            environment(**SAFE_PATH, TMPDIR=str(folder)),
+        ):
             context = ray.init(
                 address="local",  # whatever RAY_ADDRESS says
                 num_cpus=cpus_here(),

@@ -105,6 +105,11 @@ def _failed(error: Exception) -> int:
             where = f"'{os.fsdecode(each.filename)}': " if each.filename else ""
             said = f"{where}{each.strerror or os.strerror(each.errno)}"
             return _mendable(UserError(said, hint=_HINTS[each.errno]))
+        if isinstance(each, UnicodeEncodeError) and each.reason == "surrogates not allowed":
+            # Linux takes any bytes for a name; some libraries take text only.
+            return _mendable(
+                UserError(f"'{each.object}' is no text", hint="choose names that are UTF-8")
+            )
     for line in "".join(traceback.format_exception(error)).splitlines():
         say(line)
     say("error: unexpected; please report the lines above")

@@ -278,9 +278,15 @@ def test_a_dry_run_refuses_what_a_launch_refuses(
     assert said.out == ""
 
 
-@pytest.mark.parametrize("text", ["90", "m", "1.5h", "", "0m", "30m1h"])
+@pytest.mark.parametrize("text", ["90", "m", "1.5h", "", "0m", "30m1h", "9" * 400 + "h"])
 def test_a_time_without_a_unit_is_wrong_usage(text: str) -> None:
     assert run("launch", "--name", "s", "--time", text) == 2
+
+
+@pytest.mark.parametrize("option", ["--trials", "--train-steps", "--max-concurrent"])
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "1" + "0" * 400, "9" * 5000, ""])
+def test_a_count_that_cannot_be_is_wrong_usage(option: str, text: str) -> None:
+    assert run("launch", "--name", "s", f"{option}={text}") == 2
 
 
 def test_show_as_json_is_the_full_record(storage: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -954,6 +960,57 @@ def test_wrong_usage_ends_with_two(
 ) -> None:
     assert run(*arguments) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["launch", "--name=--"],
+        ["launch", "--name", "s", "--set=--"],
+        ["slurm", "--out=--", "--cpus-per-node", "2", "--", "--name", "s"],
+        ["slurm", "--out", "j.sbatch", "--cpus-per-node", "2", "--", "--name=--"],
+        ["slurm", "--out", "j.sbatch", f"--cpus-per-node={'9' * 400}", "--", "--name", "s"],
+        ["prepare", "--demo", "--out=--"],
+        # As a shell leaves of "$NAME" where there is no such variable.
+        ["status", "--storage", ""],
+        ["status", ""],
+        ["launch", "--name", "s", "--warm-start", ""],
+        ["launch", "", "--name", "s"],
+        ["promote", "", "--to", "bundle"],
+        ["prepare", "", "--out", "data"],
+        ["prepare", "--demo", "--out", ""],
+    ],
+    ids=" ".join,
+)
+def test_a_value_that_is_none_is_wrong_usage(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["error", "hint"]
+
+
+def test_a_name_that_is_no_text_is_one_error_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = os.fsdecode(b"n\xff")
+    for arguments in (
+        ("prepare", "--demo", "--clip-seconds", "1", "--out", f"{tmp_path}/{name}"),
+        ("status", "--storage", f"{tmp_path}/{name}"),
+    ):
+        assert run(*arguments) == 1
+        lines = capsys.readouterr().err.splitlines()
+        assert [line.partition(":")[0] for line in lines] == ["error", "hint"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_variable_is_no_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SWEEPS_STORAGE", "")
+    monkeypatch.chdir(tmp_path)
+    assert run("status") == 0
+    assert "no sweeps in 'runs'" in capsys.readouterr().err
 
 
 def test_an_unexpected_error_ends_with_three(
