@@ -3,7 +3,9 @@
 import logging
 import math
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -160,20 +162,35 @@ def cluster(
             reap = stack.enter_context(reaping(None if is_client else folder))
             stack.callback(ray.shutdown)
             stack.callback(watch.close)
-            if address is None:
-                watch.begin(OwnCluster(), partial(_give_up, reap))
-                url = _start_here(folder)
-            elif address.startswith(CLIENT):
-                watch.begin(ClientServer(address.removeprefix(CLIENT)), partial(_give_up, reap))
-                connect(address, ship=ship)
-            else:
-                other = OtherCluster()
-                watch.begin(other, partial(_give_up, reap))
-                connect(address, ship=ship)
+            with _kept_handler(signal.SIGTERM):
+                if address is None:
+                    watch.begin(OwnCluster(), partial(_give_up, reap))
+                    url = _start_here(folder)
+                elif address.startswith(CLIENT):
+                    watch.begin(ClientServer(address.removeprefix(CLIENT)), partial(_give_up, reap))
+                    connect(address, ship=ship)
+                else:
+                    other = OtherCluster()
+                    watch.begin(other, partial(_give_up, reap))
+                    connect(address, ship=ship)
         if other is not None:
             node: Any = worker.global_worker.node
             other.connected(node.raylet_socket_name, node.gcs_address)
         yield url
+
+
+@contextmanager
+def _kept_handler(number: signal.Signals) -> Iterator[None]:
+    """Has a signal do after the block what it did before.
+
+    Ray, once connected, leaves the process at SIGTERM, without a word and in the middle of things.
+    """
+    before = signal.getsignal(number)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(number, before)
 
 
 def _is_client() -> bool:

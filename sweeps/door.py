@@ -6,7 +6,9 @@ else is a bug and keeps its traceback.
 
 import errno
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -50,7 +52,7 @@ def run(command: Callable[[], None]) -> int:
     Args:
       command: Prints its data on stdout. May leave by SystemExit, as argparse does.
     """
-    with _standard_streams():
+    with _standard_streams(), _interrupted_by(signal.SIGTERM, signal.SIGHUP):
         try:
             _ensure_home()
             _require_stdout()
@@ -129,6 +131,23 @@ def _chain(error: BaseException, *, handled: bool = True) -> Iterator[BaseExcept
         seen.add(id(each))
         yield each
         each = each.__cause__ or (each.__context__ if handled else None)
+
+
+@contextmanager
+def _interrupted_by(*numbers: signal.Signals) -> Iterator[None]:
+    """Has signals that end a process do it as Ctrl-C does: what is half-made is removed.
+
+    Those that are ignored, as under nohup, stay so.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    ours = [n for n in numbers if in_main_thread and signal.getsignal(n) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _ensure_home() -> None:

@@ -571,7 +571,7 @@ def _run(
                 driver.on_event(
                     Noted(f"cluster of {len(alive_nodes())} nodes; code and data are {whence}")
                 )
-            # Cluster managers end a job with SIGTERM. Ray has set a handler of its own by now.
+            # Cluster managers end a job with SIGTERM.
             with _responding(sigterm, wishes.stop):
                 _tune(driver, launch_folder(scratch), watch)
     except KeyboardInterrupt:

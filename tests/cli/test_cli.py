@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -1208,27 +1209,52 @@ def test_a_sweep_is_exported_as_an_optuna_study(
     assert_one_error(capsys, "exists", "--force")
 
 
-def test_an_interrupted_prepare_says_so_in_a_line_and_leaves_nothing(tmp_path: Path) -> None:
+def preparing(tmp_path: Path) -> "subprocess.Popen[str]":
+    """A `prepare` in two processes of its own, which is at its work."""
     audio = tmp_path / "audio"
     audio.mkdir()
     for number in range(20):
         tone = 0.3 * np.sin(2 * np.pi * 220 * np.arange(16_000) / 16_000)
         soundfile.write(audio / f"{number}.wav", tone, 16_000)
     command = [sys.executable, "-m", "sweeps.cli", "prepare", str(audio), "--workers", "2"]
-    with subprocess.Popen(
+    running = subprocess.Popen(
         [*command, "--out", str(tmp_path / "dataset")],
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
         # A shell has it ignored for jobs in the background, these tests perhaps.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as running:
+    )
+    assert running.stderr is not None
+    assert "pitch and loudness" in running.stderr.readline()
+    return running
+
+
+@pytest.mark.parametrize(
+    ("number", "to"),
+    [
+        (signal.SIGINT, os.killpg),  # as a terminal does
+        (signal.SIGTERM, os.kill),
+        (signal.SIGHUP, os.killpg),  # as a terminal that is closed
+    ],
+)
+def test_an_interrupted_prepare_says_so_in_a_line_and_leaves_nothing(
+    number: signal.Signals, to: Callable[[int, int], None], tmp_path: Path
+) -> None:
+    with preparing(tmp_path) as running:
         assert running.stderr is not None
-        assert "pitch and loudness" in running.stderr.readline()
-        os.killpg(running.pid, signal.SIGINT)  # as a terminal does
+        to(running.pid, number)
         *progress, last = running.stderr.read().splitlines()
     assert (running.returncode, last) == (130, "interrupted")
     assert all(line.startswith("pitch and loudness") for line in progress)
+    assert [path.name for path in tmp_path.iterdir()] == ["audio"]
+
+
+def test_the_workers_of_a_killed_prepare_end_with_it(tmp_path: Path) -> None:
+    with preparing(tmp_path) as running:
+        assert running.stderr is not None
+        running.kill()
+        running.stderr.read()  # ends when nobody is left who could write to it
     assert [path.name for path in tmp_path.iterdir()] == ["audio"]
 
 
