@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -35,19 +36,24 @@ def reaping(folder: Path | None) -> Iterator[Callable[[], None]]:
         anything; None where the launch has no folder on this machine.
 
     Yields:
-      What ends them at once, when called, for a process that cannot wait for the block to end.
+      What ends them at once, when called by another thread, which then ends this process: the block
+      does not end any more.
     """
     command = [sys.executable, "-I", __file__, *([str(folder)] if folder else [])]
     # In a session of its own: what interrupts or kills the driver's group must not end this too.
     reaper = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
+    turn = threading.Lock()  # nobody gives it back: there is one turn
+
     def reap() -> None:
-        reaper.communicate(_IN_ORDER.encode())
+        if turn.acquire(blocking=False):
+            reaper.communicate(_IN_ORDER.encode())
 
     try:
         yield reap
     finally:
-        reap()
+        turn.acquire()  # what waited for the cluster may go on when that has gone: it waits here
+        reaper.communicate(_IN_ORDER.encode())
 
 
 def lock_of(folder: Path) -> Path:

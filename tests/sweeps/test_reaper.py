@@ -44,3 +44,33 @@ def test_checkpoints_and_other_launches_stay_when_a_driver_is_killed(tmp_path: P
     subprocess.run(command, stderr=subprocess.DEVNULL, check=False)
     wait_until(lambda: not folder.exists(), 15)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r2", "r2.lock", "work"]
+
+
+GIVES_UP = """
+import os, sys, threading, time
+from pathlib import Path
+from sweeps.reaper import reaping
+
+folder, begun = Path(sys.argv[1]), threading.Event()
+
+def give_up():
+    begun.wait()
+    reap()
+    gone.set()
+    time.sleep(0.5)
+    os._exit(7)
+
+gone = threading.Event()
+with reaping(folder) as reap:
+    threading.Thread(target=give_up).start()
+    begun.set()
+    gone.wait()  # as Ray does for a part that is stopped
+print("went on")
+"""
+
+
+def test_a_launch_that_is_given_up_does_not_go_on(tmp_path: Path) -> None:
+    (tmp_path / "r1").mkdir()
+    command = [sys.executable, "-c", GIVES_UP, tmp_path / "r1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (7, "", "")
