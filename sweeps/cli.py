@@ -559,11 +559,20 @@ def _storage_flag(options: argparse.Namespace) -> str:
 
 
 def _default_storage() -> str:
-    return os.environ.get(STORAGE_VARIABLE, DEFAULT_STORAGE)
+    return os.environ.get(STORAGE_VARIABLE) or DEFAULT_STORAGE
 
 
 class _Parser(argparse.ArgumentParser):
     """An argument parser whose errors look like all others."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parses arguments; see argparse, which in this version fails of the value '--'."""
+        args = sys.argv[1:] if args is None else list(args)
+        options = args[: args.index("--")] if "--" in args else args
+        for option in options:
+            if re.fullmatch("--[a-z0-9-]+=--", option):
+                self.error(f"argument {option.removesuffix('=--')}: '--' is no value")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         _say(f"error: {message}")
@@ -610,7 +619,7 @@ def _parser() -> argparse.ArgumentParser:
     status = add("status", _status, "show what became of the trials of each sweep",
         "sweeps status", "sweeps status cello --json", "sweeps status cello --watch",
         "sweeps status cello --watch 60 --storage s3://bucket/sweeps --json")  # fmt: skip
-    status.add_argument("sweep", nargs="?", help="one sweep; by default all")
+    status.add_argument("sweep", nargs="?", type=_given, help="one sweep; by default all")
     status.add_argument("--watch", nargs="?", type=_seconds, const=5.0, metavar="SECONDS",
         help="look again every so often, 5 s by default, until it is complete")  # fmt: skip
     _add_storage(status)
@@ -627,7 +636,8 @@ def _parser() -> argparse.ArgumentParser:
         "sweeps promote 3fa91c --to bundles/tiny")  # fmt: skip
     _add_trial(promote)
     promote.add_argument("--to", required=True, type=Path, metavar="DIR", help="folder to make")
-    promote.add_argument("--data", metavar="DATASET", help="the dataset, if it has moved")
+    promote.add_argument("--data", type=_given, metavar="DATASET",
+        help="the dataset, if it has moved")  # fmt: skip
     verify = add("verify", _verify, "check that a bundle is whole, and all of it of one model",
         "sweeps verify bundles/tiny")  # fmt: skip
     verify.add_argument("bundle", type=Path, metavar="DIR")
@@ -668,13 +678,19 @@ def _parser() -> argparse.ArgumentParser:
 def _add_prepare(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "audio_dir", nargs="?", metavar="AUDIO_DIR", help="wav, flac, mp3, ogg; any rate"
+        "audio_dir",
+        nargs="?",
+        type=_given,
+        metavar="AUDIO_DIR",
+        help="wav, flac, mp3, ogg; any rate",
     )
     source.add_argument("--demo", action="store_true", help="a synthetic instrument instead")
     source.add_argument(
         "--from-tfrecord", nargs="+", metavar="PATTERN", help="what ddsp_prepare_tfrecord wrote"
     )
-    parser.add_argument("--out", required=True, metavar="DATASET", help="folder to make")
+    parser.add_argument(
+        "--out", required=True, type=_given, metavar="DATASET", help="folder to make"
+    )
     # None where not given: which of them have an effect depends on the source.
     number, whole = partial(parser.add_argument, type=float), partial(parser.add_argument, type=int)
     whole("--sample-rate", metavar="HZ", help="default: 16000")
@@ -692,9 +708,10 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
 
 def _add_launch(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("run", nargs="?", metavar="RUN.gin", help=f"default: the shipped {DEFAULT_RUN}.gin")
-    add("--name", required=True, help="of the sweep; an existing one is continued")
-    add("--data", metavar="DATASET", help="folder that 'prepare' made")
+    add("run", nargs="?", type=_given, metavar="RUN.gin",
+        help=f"default: the shipped {DEFAULT_RUN}.gin")  # fmt: skip
+    add("--name", required=True, type=_given, help="of the sweep; an existing one is continued")
+    add("--data", type=_given, metavar="DATASET", help="folder that 'prepare' made")
     add("--trials", type=_positive, metavar="K", help="finished trials to reach")
     add(
         "--time",
@@ -703,7 +720,8 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
         help="of this launch at the most: 90m, 2h, 1h30m, 45s",
     )
     add("--train-steps", type=_positive, metavar="N", help="of all trials together at the most")
-    add("--warm-start", metavar="SWEEP", help="another sweep, whose trials inform the search")
+    add("--warm-start", type=_given, metavar="SWEEP",
+        help="another sweep, whose trials inform the search")  # fmt: skip
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="gin binding or knob")
     add("--address", metavar="A",
         help="of a Ray cluster: auto, host:port, ray://host:port; default: one here")  # fmt: skip
@@ -783,14 +801,16 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_trial(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("trial", metavar="TRIAL", help="its id, or a unique beginning of it")
-    parser.add_argument("--sweep", metavar="NAME", help="look in this sweep only")
+    parser.add_argument("trial", type=_given, metavar="TRIAL",
+        help="its id, or a unique beginning of it")  # fmt: skip
+    parser.add_argument("--sweep", type=_given, metavar="NAME", help="look in this sweep only")
     _add_storage(parser)
 
 
 def _add_storage(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--storage",
+        type=_given,
         default=_default_storage(),
         metavar="URI",
         help=f"where sweeps are kept; default: ${STORAGE_VARIABLE} or {DEFAULT_STORAGE}",
@@ -801,11 +821,22 @@ def _add_json(parser: "argparse._ActionsContainer") -> None:
     parser.add_argument("--json", action="store_true", help="for programs, keys are stable")
 
 
+_MOST = 10**15
+"""Largest count that makes sense; floats and the columns of files hold it exactly."""
+
+
 def _positive(text: str) -> int:
     value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
+    if not 1 <= value <= _MOST:
+        raise argparse.ArgumentTypeError(f"{text} is not within 1 and {_MOST:,}")
     return value
+
+
+def _given(text: str) -> str:
+    """Returns a name or a place; an empty one is a variable of the shell that is not set."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty")
+    return text
 
 
 def _gigabytes(text: str) -> float:
@@ -824,7 +855,7 @@ def _seconds(text: str) -> float:
 
 def _duration(text: str) -> float:
     """Returns the seconds of '90m', '1h30m', '45s'."""
-    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+    found = re.fullmatch(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?", text, re.ASCII)
     counts = [int(count or 0) for count in found.groups()] if found else [0]
     seconds = float(sum(n * unit for n, unit in zip(counts, (3600, 60, 1), strict=False)))
     if not seconds:

@@ -3,7 +3,9 @@
 import logging
 import math
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -130,7 +132,8 @@ def cluster(
 
     Args:
       address: Of a running cluster; None for one here.
-      folder: Where one here keeps its sessions, and nobody else anything.
+      folder: Of the launch, where one here keeps its sessions, and nobody else anything. A client
+        has none.
       watch: Looks after it.
       ship: Send this project's code along.
 
@@ -155,23 +158,39 @@ def cluster(
                 other = OtherCluster()
                 watch.begin(other, None)
         else:
-            reap = stack.enter_context(reaping(folder if address is None else None))
+            is_client = address is not None and address.startswith(CLIENT)
+            reap = stack.enter_context(reaping(None if is_client else folder))
             stack.callback(ray.shutdown)
             stack.callback(watch.close)
-            if address is None:
-                watch.begin(OwnCluster(), partial(_give_up, reap))
-                url = _start_here(folder)
-            elif address.startswith(CLIENT):
-                watch.begin(ClientServer(address.removeprefix(CLIENT)), partial(_give_up, reap))
-                connect(address, ship=ship)
-            else:
-                other = OtherCluster()
-                watch.begin(other, partial(_give_up, reap))
-                connect(address, ship=ship)
+            with _kept_handler(signal.SIGTERM):
+                if address is None:
+                    watch.begin(OwnCluster(), partial(_give_up, reap))
+                    url = _start_here(folder)
+                elif address.startswith(CLIENT):
+                    watch.begin(ClientServer(address.removeprefix(CLIENT)), partial(_give_up, reap))
+                    connect(address, ship=ship)
+                else:
+                    other = OtherCluster()
+                    watch.begin(other, partial(_give_up, reap))
+                    connect(address, ship=ship)
         if other is not None:
             node: Any = worker.global_worker.node
             other.connected(node.raylet_socket_name, node.gcs_address)
         yield url
+
+
+@contextmanager
+def _kept_handler(number: signal.Signals) -> Iterator[None]:
+    """Has a signal do after the block what it did before.
+
+    Ray, once connected, leaves the process at SIGTERM, without a word and in the middle of things.
+    """
+    before = signal.getsignal(number)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(number, before)
 
 
 def _is_client() -> bool:
@@ -187,10 +206,16 @@ def _give_up(reap: Callable[[], None], error: SweepError) -> None:
 
 
 def _start_here(folder: Path) -> str:
-    """Starts a cluster on this machine, which listens to this machine only."""
+    """Starts a cluster on this machine, which listens to this machine only.
+
+    Its processes are killed in the end. What they have made for a while goes with their folder.
+    """
     try:
         # It uses 127.0.0.1; asked for it by argument, it takes an outward address all the same.
-        with changed(ray_constants, ENABLE_RAY_CLUSTER=False), environment(**SAFE_PATH):
+        with (
+            changed(ray_constants, ENABLE_RAY_CLUSTER=False),
+            environment(**SAFE_PATH, TMPDIR=str(folder)),
+        ):
             context = ray.init(
                 address="local",  # whatever RAY_ADDRESS says
                 num_cpus=cpus_here(),

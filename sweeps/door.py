@@ -6,7 +6,9 @@ else is a bug and keeps its traceback.
 
 import errno
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -50,7 +52,7 @@ def run(command: Callable[[], None]) -> int:
     Args:
       command: Prints its data on stdout. May leave by SystemExit, as argparse does.
     """
-    with _standard_streams():
+    with _standard_streams(), _interrupted_by(signal.SIGTERM, signal.SIGHUP):
         try:
             _ensure_home()
             _require_stdout()
@@ -105,6 +107,11 @@ def _failed(error: Exception) -> int:
             where = f"'{os.fsdecode(each.filename)}': " if each.filename else ""
             said = f"{where}{each.strerror or os.strerror(each.errno)}"
             return _mendable(UserError(said, hint=_HINTS[each.errno]))
+        if isinstance(each, UnicodeEncodeError) and each.reason == "surrogates not allowed":
+            # Linux takes any bytes for a name; some libraries take text only.
+            return _mendable(
+                UserError(f"'{each.object}' is no text", hint="choose names that are UTF-8")
+            )
     for line in "".join(traceback.format_exception(error)).splitlines():
         say(line)
     say("error: unexpected; please report the lines above")
@@ -124,6 +131,23 @@ def _chain(error: BaseException, *, handled: bool = True) -> Iterator[BaseExcept
         seen.add(id(each))
         yield each
         each = each.__cause__ or (each.__context__ if handled else None)
+
+
+@contextmanager
+def _interrupted_by(*numbers: signal.Signals) -> Iterator[None]:
+    """Has signals that end a process do it as Ctrl-C does: what is half-made is removed.
+
+    Those that are ignored, as under nohup, stay so.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    ours = [n for n in numbers if in_main_thread and signal.getsignal(n) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _ensure_home() -> None:

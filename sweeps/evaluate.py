@@ -393,12 +393,23 @@ def in_a_line(error: BaseException) -> str:
     if traceback is not None:
         file = Path(traceback.tb_frame.f_code.co_filename).name
         place = f" ({file}, line {traceback.tb_lineno})"
-    words = " ".join(str(error).split())  # of TensorFlow's, pages of them
+    words = " ".join(_said(error).split())  # of TensorFlow's, pages of them
     return f"{type(error).__name__}: {words[:_MOST_WORDS]}{place}"
 
 
 _MOST_WORDS = 300
 """Characters of an exception's message that a record keeps."""
+
+
+def _said(error: BaseException) -> str:
+    """Returns an exception's words, as text that can be stored: it may quote names that are none.
+
+    Those of one that cannot even say what it is are ''.
+    """
+    try:
+        return str(error).encode(errors="backslashreplace").decode()
+    except Exception:
+        return ""
 
 
 def blame_full_disk(error: Exception, workdir: Path) -> None:
@@ -407,7 +418,7 @@ def blame_full_disk(error: Exception, workdir: Path) -> None:
     It goes by the words: TensorFlow's has no number, and is of the kind that tells of memory.
     """
     for number in (errno.ENOSPC, errno.EDQUOT):
-        if os.strerror(number) in str(error):
+        if os.strerror(number) in _said(error):
             raise LedgerError(
                 f"cannot write {workdir}: {os.strerror(number)}",
                 hint="free some space and launch again: what was running continues from its "

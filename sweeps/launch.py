@@ -26,6 +26,7 @@ import ray
 from ray import tune
 from ray._private import worker
 from ray._raylet import setproctitle  # type: ignore[attr-defined]  # compiled
+from ray.air._internal import usage
 from ray.air.execution._internal import RayActorManager
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.tune.execution import tune_controller
@@ -570,7 +571,7 @@ def _run(
                 driver.on_event(
                     Noted(f"cluster of {len(alive_nodes())} nodes; code and data are {whence}")
                 )
-            # Cluster managers end a job with SIGTERM. Ray has set a handler of its own by now.
+            # Cluster managers end a job with SIGTERM.
             with _responding(sigterm, wishes.stop):
                 _tune(driver, launch_folder(scratch), watch)
     except KeyboardInterrupt:
@@ -636,6 +637,8 @@ def _tune(driver: Driver, folder: Path, watch: Watch) -> None:
         changed(tune_controller, RayActorManager=_ActorManager),
         # Tune would write the error into a file, pickled, for whoever wants to know it.
         changed(RayTrial, handle_error=remember),
+        # It loads every logger that there is, to count which are in use. W&B makes folders in /tmp.
+        changed(usage, tag_callbacks=lambda _: False),
     ):
         tune.run(
             type("Worker", (Worker,), {"shared": driver.shared}),

@@ -8,14 +8,14 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from sweeps.ledger import Ledger
+from sweeps.reaper import lock_of, remove
 
 _PREFIX = "sweeps-"
 
@@ -29,13 +29,13 @@ def scratch_folder(ledger: Ledger) -> Iterator[Path]:
     """
     digest = hashlib.sha256(f"{os.getuid()} {ledger.uri}".encode()).hexdigest()[:10]
     _remove_leftovers()
-    folder = private_folder(_root() / f"{_PREFIX}{digest}")
-    try:
-        with _alive(launch_folder(folder)):
-            yield folder
-    finally:
-        with contextlib.suppress(OSError):  # another launch, or checkpoints, are in it
-            folder.rmdir()
+    with ExitStack() as stack:
+        while True:
+            folder = private_folder(_root() / f"{_PREFIX}{digest}")
+            with contextlib.suppress(FileNotFoundError):  # who tidies up has removed it as empty
+                stack.enter_context(_alive(launch_folder(folder)))
+                break
+        yield folder
 
 
 def launch_folder(scratch: Path) -> Path:
@@ -89,17 +89,13 @@ def _is_ours(folder: Path) -> bool:
 @contextmanager
 def _alive(folder: Path) -> Iterator[None]:
     """Makes a folder for a while, and shows that it is in use for as long as this process lives."""
-    with _lock_of(folder).open("w") as lock:
+    with lock_of(folder).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # which the kernel lets go, however the process ends
         folder.mkdir(exist_ok=True)
         try:
             yield
         finally:
-            _remove(folder)
-
-
-def _lock_of(folder: Path) -> Path:
-    return folder.with_suffix(".lock")
+            remove(folder)
 
 
 def _root() -> Path:
@@ -112,22 +108,17 @@ def _remove_leftovers() -> None:
     for scratch in filter(_is_ours, _root().glob(f"{_PREFIX}*")):
         for folder in scratch.glob("r[0-9]*[0-9]"):
             if not _is_in_use(folder):
-                _remove(folder)
+                remove(folder)
         with contextlib.suppress(OSError):
             scratch.rmdir()
 
 
 def _is_in_use(folder: Path) -> bool:
     try:
-        with _lock_of(folder).open() as lock:
+        with lock_of(folder).open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False  # no launch has been without its lock since there were locks
     except OSError:
         return True
     return False
-
-
-def _remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    _lock_of(folder).unlink(missing_ok=True)

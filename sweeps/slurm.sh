@@ -60,7 +60,7 @@ teardown() { # on every way out
   for process in ${workers:+"$workers"} ${head:+"$head"}; do
     timeout 30 tail --pid="$process" -f /dev/null || kill -KILL "$process" || true
   done
-  rm -rf "$scratch"
+  rm -rf "$scratch" || true
   exit "$status"
 } 2>>"$ray_log"
 trap teardown EXIT
@@ -70,7 +70,8 @@ options=(
   --num-cpus="$SLURM_CPUS_PER_TASK" --object-store-memory=134217728
   --min-worker-port=0 --max-worker-port=0 --dashboard-agent-listen-port=0
 )
-rm -rf /tmp/sweep-"$SLURM_JOB_ID"-* # of this job's run before it was requeued
+# Of this job's run before it was requeued. What others have put there is not ours to remove.
+rm -rf /tmp/sweep-"$SLURM_JOB_ID"-* 2>>"$ray_log" || true
 ray start --head --node-ip-address="$host" --port="$port" --ray-client-server-port=$((port + 1)) \
   --include-dashboard=false --temp-dir="$scratch" "${options[@]}" &>>"$ray_log" &
 head=$!

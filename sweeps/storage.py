@@ -483,9 +483,17 @@ def _local_path(storage: str) -> str:
             hint="a URI has two slashes: s3://bucket/folder",
         )
     try:
-        return str(Path(storage).expanduser().absolute())
+        path = str(Path(storage).expanduser().absolute())
     except RuntimeError as error:
         raise LedgerError(f"'{storage}': {error}", hint="write the whole path") from error
+    try:
+        path.encode()  # as pyarrow does with it
+    except UnicodeEncodeError:
+        raise LedgerError(
+            f"the name of the folder '{path}' is no text",
+            hint="choose a folder whose name is UTF-8",
+        ) from None
+    return path
 
 
 def _is_link(path: str) -> DamagedError:

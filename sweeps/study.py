@@ -13,6 +13,7 @@ import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, create_trial
+from sqlalchemy.exc import SQLAlchemyError
 
 from sweeps.config import RunConfig, parse_run
 from sweeps.errors import SweepError
@@ -54,7 +55,10 @@ def export_study(ledger: Ledger, path: Path, *, replace: bool = False) -> int:
     with appearing(path, replace=replace) as temporary:
         try:
             _write(temporary, ledger, run, trials)
-        except StorageInternalError as error:
+        except (
+            StorageInternalError,
+            SQLAlchemyError,
+        ) as error:  # Optuna passes some on as they are
             raise OSError(str(error.__cause__ or error).partition("\n")[0]) from error
     return len(trials)
 

@@ -18,7 +18,8 @@ from typing import ClassVar
 from sweeps.errors import SweepError
 
 HEAD_SECONDS = 15.0
-"""How long a head may be away that somebody else has started: it may be started anew."""
+"""How long a head may be away that somebody else has started, as it may be started anew; and how
+long a part of an own cluster may be stopped."""
 
 RECONNECT_VARIABLE = "RAY_gcs_rpc_server_reconnect_timeout_s"
 """Ray's own patience with a head, in seconds. Where it is set, ours follows it, and ends before."""
@@ -129,26 +130,34 @@ class OwnCluster(Look):
 
     def __init__(self) -> None:
         self._seen: dict[int, str] = {}
+        self._ran: dict[int, float] = {}
 
     def __call__(self) -> str:
         """See `Look`."""
-        alive = set()
-        for pid, name, runs in _children():
+        alive, now = set(), time.monotonic()
+        for pid, name, state in _children():
             if name in self._PARTS:
                 self._seen[pid] = name
-                if runs:
+                if state not in _STOPPED:
+                    self._ran[pid] = now
+                # One that was stopped may go on; nothing in Ray misses it.
+                if state not in _DEAD and now - self._ran.setdefault(pid, now) < HEAD_SECONDS:
                     alive.add(pid)
         return next((self._PARTS[self._seen[pid]] for pid in self._seen.keys() - alive), "")
 
 
-def _children() -> Iterator[tuple[int, str, bool]]:
-    """Yields this process's children: id, name, and whether it runs; a dead one may be left."""
+_DEAD, _STOPPED = "ZX", "Tt"
+"""States of a process, as the kernel writes them."""
+
+
+def _children() -> Iterator[tuple[int, str, str]]:
+    """Yields this process's children: id, name and state; a dead one may be left."""
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # gone meanwhile
             before, _, after = (process / "stat").read_text().rpartition(")")
             state, parent, *_ = after.split()
             if int(parent) == os.getpid():
-                yield int(process.name), before.partition("(")[2], state not in "ZX"
+                yield int(process.name), before.partition("(")[2], state
 
 
 class ClientServer(Look):

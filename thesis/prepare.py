@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -386,8 +386,9 @@ def _map(
     # Forking a process that has run TensorFlow or Arrow can deadlock the child: spawn.
     spawn = multiprocessing.get_context("spawn")
     others = set(multiprocessing.active_children())
-    with environment(**SAFE_PATH), ProcessPoolExecutor(n_workers, spawn, _begin_worker) as pool:
-        with _interrupts_ignored():  # by workers that are starting, too
+    with environment(**SAFE_PATH), ExitStack() as stack:
+        with _interrupts_ignored():  # by processes that are starting, too
+            pool = stack.enter_context(ProcessPoolExecutor(n_workers, spawn, _begin_worker))
             futures = deque(pool.submit(_in_worker, analyse, source) for source in sources)
         try:
             while futures:
@@ -405,15 +406,31 @@ def _map(
             raise
 
 
+_FROM_TERMINALS = (signal.SIGINT, signal.SIGHUP)
+"""Ctrl-C, and the end of the terminal."""
+
+
 # In a worker. It must not die of a signal: half a result in the pipe would have the pool wait for
 # the other half for ever. So it is told to stop, and ends what it is at by itself.
 _stopping = _analysing = False
 
 
 def _begin_worker() -> None:
-    """Leaves Ctrl-C, which reaches every process, to the one that waits for this one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Leaves what a terminal sends to every process to the one that waits for this one."""
+    for number in _FROM_TERMINALS:
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ends this process with the one that started it, which may be killed and say nothing.
+
+    A pool's workers would wait for work for ever: each holds both ends of the pipe that it is in.
+    """
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def _stop(*_: object) -> None:
@@ -438,15 +455,16 @@ def _in_worker(analyse: Callable[[str], _Analysed], source: str) -> _Analysed:
 
 @contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    """Ignores Ctrl-C for a moment, and in the processes that are started in it for good."""
+    """Ignores terminals for a moment, and in the processes that are started in it for good."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in _FROM_TERMINALS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _split_clips(

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -278,9 +279,15 @@ def test_a_dry_run_refuses_what_a_launch_refuses(
     assert said.out == ""
 
 
-@pytest.mark.parametrize("text", ["90", "m", "1.5h", "", "0m", "30m1h"])
+@pytest.mark.parametrize("text", ["90", "m", "1.5h", "", "0m", "30m1h", "9" * 400 + "h"])
 def test_a_time_without_a_unit_is_wrong_usage(text: str) -> None:
     assert run("launch", "--name", "s", "--time", text) == 2
+
+
+@pytest.mark.parametrize("option", ["--trials", "--train-steps", "--max-concurrent"])
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "1" + "0" * 400, "9" * 5000, ""])
+def test_a_count_that_cannot_be_is_wrong_usage(option: str, text: str) -> None:
+    assert run("launch", "--name", "s", f"{option}={text}") == 2
 
 
 def test_show_as_json_is_the_full_record(storage: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -956,6 +963,57 @@ def test_wrong_usage_ends_with_two(
     assert capsys.readouterr().err.startswith("error: ")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["launch", "--name=--"],
+        ["launch", "--name", "s", "--set=--"],
+        ["slurm", "--out=--", "--cpus-per-node", "2", "--", "--name", "s"],
+        ["slurm", "--out", "j.sbatch", "--cpus-per-node", "2", "--", "--name=--"],
+        ["slurm", "--out", "j.sbatch", f"--cpus-per-node={'9' * 400}", "--", "--name", "s"],
+        ["prepare", "--demo", "--out=--"],
+        # As a shell leaves of "$NAME" where there is no such variable.
+        ["status", "--storage", ""],
+        ["status", ""],
+        ["launch", "--name", "s", "--warm-start", ""],
+        ["launch", "", "--name", "s"],
+        ["promote", "", "--to", "bundle"],
+        ["prepare", "", "--out", "data"],
+        ["prepare", "--demo", "--out", ""],
+    ],
+    ids=" ".join,
+)
+def test_a_value_that_is_none_is_wrong_usage(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["error", "hint"]
+
+
+def test_a_name_that_is_no_text_is_one_error_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = os.fsdecode(b"n\xff")
+    for arguments in (
+        ("prepare", "--demo", "--clip-seconds", "1", "--out", f"{tmp_path}/{name}"),
+        ("status", "--storage", f"{tmp_path}/{name}"),
+    ):
+        assert run(*arguments) == 1
+        lines = capsys.readouterr().err.splitlines()
+        assert [line.partition(":")[0] for line in lines] == ["error", "hint"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_variable_is_no_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SWEEPS_STORAGE", "")
+    monkeypatch.chdir(tmp_path)
+    assert run("status") == 0
+    assert "no sweeps in 'runs'" in capsys.readouterr().err
+
+
 def test_an_unexpected_error_ends_with_three(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -1151,27 +1209,52 @@ def test_a_sweep_is_exported_as_an_optuna_study(
     assert_one_error(capsys, "exists", "--force")
 
 
-def test_an_interrupted_prepare_says_so_in_a_line_and_leaves_nothing(tmp_path: Path) -> None:
+def preparing(tmp_path: Path) -> "subprocess.Popen[str]":
+    """A `prepare` in two processes of its own, which is at its work."""
     audio = tmp_path / "audio"
     audio.mkdir()
     for number in range(20):
         tone = 0.3 * np.sin(2 * np.pi * 220 * np.arange(16_000) / 16_000)
         soundfile.write(audio / f"{number}.wav", tone, 16_000)
     command = [sys.executable, "-m", "sweeps.cli", "prepare", str(audio), "--workers", "2"]
-    with subprocess.Popen(
+    running = subprocess.Popen(
         [*command, "--out", str(tmp_path / "dataset")],
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
         # A shell has it ignored for jobs in the background, these tests perhaps.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as running:
+    )
+    assert running.stderr is not None
+    assert "pitch and loudness" in running.stderr.readline()
+    return running
+
+
+@pytest.mark.parametrize(
+    ("number", "to"),
+    [
+        (signal.SIGINT, os.killpg),  # as a terminal does
+        (signal.SIGTERM, os.kill),
+        (signal.SIGHUP, os.killpg),  # as a terminal that is closed
+    ],
+)
+def test_an_interrupted_prepare_says_so_in_a_line_and_leaves_nothing(
+    number: signal.Signals, to: Callable[[int, int], None], tmp_path: Path
+) -> None:
+    with preparing(tmp_path) as running:
         assert running.stderr is not None
-        assert "pitch and loudness" in running.stderr.readline()
-        os.killpg(running.pid, signal.SIGINT)  # as a terminal does
+        to(running.pid, number)
         *progress, last = running.stderr.read().splitlines()
     assert (running.returncode, last) == (130, "interrupted")
     assert all(line.startswith("pitch and loudness") for line in progress)
+    assert [path.name for path in tmp_path.iterdir()] == ["audio"]
+
+
+def test_the_workers_of_a_killed_prepare_end_with_it(tmp_path: Path) -> None:
+    with preparing(tmp_path) as running:
+        assert running.stderr is not None
+        running.kill()
+        running.stderr.read()  # ends when nobody is left who could write to it
     assert [path.name for path in tmp_path.iterdir()] == ["audio"]
 
 

@@ -20,7 +20,9 @@ from sweeps.evaluate import (
     HISTORY_FILE,
     SUMMARIES,
     _History,
+    blame_full_disk,
     evaluate,
+    in_a_line,
     rung_steps,
     stages,
 )
@@ -635,3 +637,13 @@ def test_a_configuration_that_is_not_the_candidates_is_the_users_to_mend(
 def test_the_small_run_is_what_these_tests_think(small_run):
     assert stages_of(small_run.model)["train"].steps == 4
     assert small_run.sweep.limits.rtf_ratio is None
+
+
+def test_an_exception_of_any_words_is_a_line_that_can_be_stored(tmp_path):
+    class SpeechlessError(Exception):
+        def __str__(self):
+            raise RuntimeError("no words")
+
+    blame_full_disk(SpeechlessError(), tmp_path)
+    assert in_a_line(SpeechlessError()) == "SpeechlessError: "
+    assert in_a_line(OSError(os.fsdecode(b"no n\xff"))).encode() == b"OSError: no n\\udcff"

@@ -134,3 +134,20 @@ def test_leftovers_of_others_are_left_alone(temporary: Path, tmp_path: Path) -> 
 def test_checkpoints_are_beside_the_records_on_a_file_system(tmp_path: Path) -> None:
     assert work_folder(ledger_of(tmp_path), tmp_path) == tmp_path / "runs" / "s" / "work"
     shutil.rmtree(tmp_path / "runs")
+
+
+def test_who_tidies_up_meanwhile_does_no_harm(
+    temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    def private_and_gone_at_first(folder: Path) -> Path:
+        made.append(private_folder(folder))
+        if len(made) == 1:
+            made[0].rmdir()
+        return made[-1]
+
+    monkeypatch.setattr(scratch, "private_folder", private_and_gone_at_first)
+    with scratch_folder(ledger_of(tmp_path)) as folder:
+        assert launch_folder(folder).is_dir()
+    assert not list(temporary.iterdir())

@@ -110,6 +110,14 @@ def test_a_command_does_not_outlive_the_head(tmp_path):
     assert run.end(run.start("exec sleep 60")) == 128 + signal.SIGKILL
 
 
+def test_what_cannot_be_removed_from_tmp_ends_no_job(tmp_path):
+    run = Run(tmp_path)
+    rm = run.folder / "rm"
+    rm.write_text('#!/bin/bash\n/bin/rm "$@"; exit 1\n')  # as where another user has put it there
+    rm.chmod(0o755)
+    assert run.end(run.start("true")) == 0
+
+
 def test_ray_asks_for_a_secret_that_no_file_and_no_command_line_shows(tmp_path):
     secrets = []
     for folder in (tmp_path / "a", tmp_path / "b"):

@@ -500,3 +500,13 @@ def test_small_object_takes_one_request_to_write(s3, monkeypatch):
     location.put("tiny/x", b"1", replace=True)
     (write,) = (line for line in seen if "/requests/tiny/x" in line)
     assert write.startswith("PUT")
+
+
+def test_a_folder_whose_name_is_no_text_is_one_line(tmp_path, monkeypatch):
+    folder = tmp_path / os.fsdecode(b"n\xff")
+    folder.mkdir()
+    with pytest.raises(LedgerError, match="is no text"):
+        Location.of(folder)
+    monkeypatch.chdir(folder)
+    with pytest.raises(LedgerError, match="is no text"):
+        Location.of("runs")

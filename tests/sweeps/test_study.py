@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+import resource
 import socket
 import subprocess
 import sys
@@ -151,6 +152,18 @@ def test_a_study_that_fails_half_way_leaves_nothing(ledger, tmp_path, monkeypatc
     with pytest.raises(SweepError, match=r"cannot write .*No space left"):
         export_study(ledger, tmp_path / "s.db")
     assert {file.name for file in tmp_path.iterdir()} == {"runs"}
+
+
+@pytest.mark.parametrize("size", [1, 10_000, 100_000])
+def test_a_study_that_a_disk_has_no_room_for_is_an_error(ledger, tmp_path, size):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        with pytest.raises(SweepError, match="cannot write"):
+            export_study(ledger, tmp_path / "study.db")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.glob("*study.db*"))
 
 
 def test_a_study_in_a_folder_that_is_not_there_is_an_error(ledger, tmp_path):

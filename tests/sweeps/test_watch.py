@@ -1,4 +1,5 @@
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -151,6 +152,19 @@ def test_a_part_of_an_own_cluster_that_dies_is_missed(part, name, what, reaped):
         child.wait()
     wait_until(look, 5)
     assert what in look()
+
+
+def test_a_part_of_an_own_cluster_may_be_stopped_for_a_while(part, monkeypatch):
+    monkeypatch.setattr(watch_module, "HEAD_SECONDS", 60)
+    look = OwnCluster()
+    child = part("gcs_server")
+    wait_until(lambda: look() == "" and look._seen, 5)
+    child.send_signal(signal.SIGSTOP)
+    time.sleep(0.2)
+    assert look() == ""
+    monkeypatch.setattr(watch_module, "HEAD_SECONDS", 0.1)
+    wait_until(look, 5)
+    assert "head" in look()
 
 
 def test_a_part_that_died_before_anybody_looked_is_missed(part):
