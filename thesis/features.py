@@ -17,7 +17,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from thesis.errors import AudioError
-from thesis.mp3 import read_mp3
+from thesis.mp3 import Mp3Error, read_mp3
 from thesis.pyin import PitchGrid, pyin
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ LARGEST_SAMPLE = 1e6
 RECORDED_RATES = (1_000, 2_000_000)
 """Sample rates of recordings, in Hz, from and to. A header may name any: a second of audio at 1 Hz
 would become thousands of times as many samples as the file holds."""
+
+_OTHER_FORMATS = {b"fLaC", b"OggS", b"RIFF", b"RIFX", b"RF64", b"riff", b"FORM", b"caff", b".snd"}
+"""What files begin with that are no MP3s."""
 
 _BLOCK = 2**16
 """Samples that are decoded at a time."""
@@ -135,7 +138,10 @@ def _opened(path: Path) -> Iterator[tuple[int, Iterable[NDArray[np.float32]]]]:
     if cut_short or (mpeg and mpeg.is_cut_short):
         raise _too_short(path)
     if mpeg:
-        yield mpeg.sample_rate, mpeg.blocks(_BLOCK)
+        try:
+            yield mpeg.sample_rate, mpeg.blocks(_BLOCK)
+        except Mp3Error as error:
+            raise _undecodable(path) from error
         return
     import soundfile
 
@@ -151,10 +157,7 @@ def _opened(path: Path) -> Iterator[tuple[int, Iterable[NDArray[np.float32]]]]:
                 raise _too_short(path)
     except soundfile.LibsndfileError as error:
         # libsndfile's own words are left out: of a text file named .mp3 it says 'does not exist'.
-        raise AudioError(
-            f"'{path}' is not audio that can be decoded",
-            hint="WAV, FLAC, MP3 and Ogg are read; convert the file, or remove it",
-        ) from error
+        raise _undecodable(path) from error
 
 
 def _blocks(recording: "soundfile.SoundFile") -> Iterator[NDArray[np.float32]]:
@@ -162,12 +165,21 @@ def _blocks(recording: "soundfile.SoundFile") -> Iterator[NDArray[np.float32]]:
         yield block
 
 
+def _undecodable(path: Path) -> AudioError:
+    return AudioError(
+        f"'{path}' is not audio that can be decoded",
+        hint="WAV, FLAC, MP3 and Ogg are read; convert the file, or remove it",
+    )
+
+
 def _may_be_mp3(path: Path) -> bool:
     """Returns whether a file is named, or begins, as MP3s do."""
     with path.open("rb") as file:
-        head = file.read(3)
+        head = file.read(4)
+    if head in _OTHER_FORMATS:  # whatever the name; bytes as an MPEG frame's are in any long file
+        return False
     in_sync = head[:1] == b"\xff" and head[1:2] >= b"\xe0"
-    return path.suffix.lower() == ".mp3" or head == b"ID3" or in_sync
+    return path.suffix.lower() == ".mp3" or head[:3] == b"ID3" or in_sync
 
 
 def _too_short(path: Path) -> AudioError:

@@ -22,6 +22,10 @@ _TAG_PLACES = (13, 15, 21, 23, 36, 38)
 _FIRST_FRAME_WITHIN = 2**16
 
 
+class Mp3Error(ValueError):
+    """What looked like an MP3 cannot be decoded."""
+
+
 @dataclass(frozen=True)
 class Mp3:
     """An MP3 file.
@@ -46,7 +50,11 @@ class Mp3:
         return self.n_promised > self.n_samples
 
     def blocks(self, n_samples: int) -> Iterator[NDArray[np.float32]]:
-        """Yields the samples in blocks of at most `n_samples`, shape [n, n_channels]."""
+        """Yields the samples in blocks of at most `n_samples`, shape [n, n_channels].
+
+        Raises:
+          Mp3Error: They cannot be decoded.
+        """
         import miniaudio
 
         # A tag that promises less is that of the first of several files in one.
@@ -58,8 +66,11 @@ class Mp3:
             sample_rate=self.sample_rate,
             frames_to_read=n_samples,
         )
-        for block in stream:
-            yield np.asarray(block, np.float32).reshape(-1, self.n_channels)
+        try:
+            for block in stream:
+                yield np.asarray(block, np.float32).reshape(-1, self.n_channels)
+        except miniaudio.MiniaudioError as error:
+            raise Mp3Error(str(error)) from error
 
 
 def read_mp3(data: bytes) -> Mp3 | None:

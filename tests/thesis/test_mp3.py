@@ -1,14 +1,17 @@
 """MP3s whose headers do not tell how long they are, or tell it wrong."""
 
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
+import miniaudio
 import numpy as np
 import pytest
 import soundfile
 
 from thesis.errors import AudioError
 from thesis.features import load_audio
+from thesis.mp3 import Mp3, Mp3Error
 
 RATE = 44_100
 BIT_RATES = [0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320]
@@ -104,9 +107,24 @@ def test_an_mp3_that_holds_less_than_its_tag_promises_is_an_error(tmp_path: Path
         load_audio(path, RATE)
 
 
-def test_a_wav_that_is_named_mp3_is_read(tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "a.mp3", tones(1), RATE, format="WAV", subtype="FLOAT")
-    np.testing.assert_array_equal(load_audio(tmp_path / "a.mp3", RATE), tones(1))
+@pytest.mark.parametrize("form", ["WAV", "RF64", "W64", "FLAC", "AIFF", "CAF", "AU"])
+def test_another_format_that_is_named_mp3_is_read(tmp_path: Path, form: str) -> None:
+    noise = np.random.default_rng(0).uniform(-1, 1, 5 * RATE)  # any bytes, those of frames as well
+    for name in ("a.mp3", "a.audio"):
+        soundfile.write(tmp_path / name, noise, RATE, format=form, subtype="PCM_16")
+    read = load_audio(tmp_path / "a.mp3", RATE)
+    np.testing.assert_array_equal(read, load_audio(tmp_path / "a.audio", RATE))
+    assert len(read) == len(noise)
+
+
+def test_what_the_decoder_refuses_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: object, **__: object) -> Iterator[object]:
+        raise miniaudio.DecodeError("failed to init decoder", -2)
+        yield
+
+    monkeypatch.setattr(miniaudio, "stream_memory", refuses)
+    with pytest.raises(Mp3Error):
+        [*Mp3(RATE, 1, 1152, 1152, b"").blocks(1000)]
 
 
 def test_what_is_no_mp3_is_one_error_and_no_word_of_a_library(
