@@ -1209,6 +1209,12 @@ def test_a_sweep_is_exported_as_an_optuna_study(
     assert_one_error(capsys, "exists", "--force")
 
 
+def _listen() -> None:
+    """Has a new process obey signals that a shell or `nohup` may have these tests ignore."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def preparing(tmp_path: Path) -> "subprocess.Popen[str]":
     """A `prepare` in two processes of its own, which is at its work."""
     audio = tmp_path / "audio"
@@ -1222,8 +1228,7 @@ def preparing(tmp_path: Path) -> "subprocess.Popen[str]":
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # A shell has it ignored for jobs in the background, these tests perhaps.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=_listen,
     )
     assert running.stderr is not None
     assert "pitch and loudness" in running.stderr.readline()
