@@ -33,7 +33,7 @@ SILENCE_SECONDS = 15.0
 CONNECT_SECONDS = 20.0
 """How long it may take to connect to a cluster whose head has answered."""
 
-DISCONNECT_SECONDS = 25.0
+DISCONNECT_SECONDS = 18.0
 """How long it may take to let go of a cluster, or to stop one."""
 
 _LOOK_SECONDS = 1.0

@@ -135,14 +135,19 @@ class Storm:
                 self.cluster.others.remove(node)
                 self.cluster.join()
             case "own node" | "head":
-                self.see_it_end()
+                self.see_it_end(kind)
                 if on_cluster:
                     self.renew_cluster()
 
-    def see_it_end(self):
+    def see_it_end(self, killed):
         """Waits until the launch has ended, and all of its processes."""
         began = time.monotonic()
-        self.driver.wait(MOST_SECONDS)
+        try:
+            self.driver.wait(MOST_SECONDS)
+        except subprocess.TimeoutExpired:
+            said = (self.folder / "drivers.log").read_text().splitlines()[-8:]
+            left = list(processes_of(self.driver.pid).values())
+            pytest.fail(f"{killed} ({self.place}) is killed, the launch goes on: {said}, {left}")
         wait_until(lambda: not processes_of(self.driver.pid), MOST_SECONDS)
         self.longest = max(self.longest, time.monotonic() - began)
 
