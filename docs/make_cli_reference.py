@@ -5,12 +5,8 @@ import os
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
-from sweeps.cli import main
+from sweeps.cli import main, verbs
 
-VERBS = (
-    "prepare", "launch", "slurm", "status", "front", "show", "promote", "verify", "render", "bench",
-    "ledger export", "ledger compact", "demo",
-)  # fmt: skip
 TARGET = Path(__file__).with_name("cli.md")
 
 
@@ -22,7 +18,7 @@ def reference() -> str:
         "Data goes to stdout, progress and messages to stderr. Exit status: 0 done, 1 something "
         "that you can mend, 2 wrong usage, 3 unexpected, 130 interrupted.",
         _section("sweeps", []),
-        *(_section(f"sweeps {verb}", verb.split()) for verb in VERBS),
+        *(_section(f"sweeps {verb}", verb.split()) for verb in verbs()),
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -580,6 +580,24 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
+def verbs() -> list[str]:
+    """Returns every verb, with its action where it has several: 'launch', 'ledger export'."""
+    return _verbs(_parser())
+
+
+def _verbs(parser: argparse.ArgumentParser, *before: str) -> list[str]:
+    # argparse itself keeps no list of them in public.
+    groups = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    if not groups:
+        return [" ".join(before)]
+    return [
+        verb
+        for group in groups
+        for name, of_name in group.choices.items()
+        for verb in _verbs(of_name, *before, name)
+    ]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="sweeps",

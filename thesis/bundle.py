@@ -495,15 +495,18 @@ def _checksums(path: Path) -> dict[str, str]:
     Raises:
       BundleError: The folder holds none.
     """
-    said, file = f"'{path}' is no model bundle", path / CHECKSUMS_FILE
-    hint = "make one with 'sweeps promote TRIAL --to DIR'"
+    file = path / CHECKSUMS_FILE
     if not _is_file(file):
-        raise BundleError(said, hint=hint)
+        raise BundleError(
+            f"'{path}' is no model bundle: it has no {CHECKSUMS_FILE}",
+            hint="make one with 'sweeps promote TRIAL --to DIR'",
+        )
     lines = read_text(file, BundleError).splitlines()
-    try:
-        return {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
-    except ValueError as error:
-        raise BundleError(said, hint=hint) from error
+    if not lines or not all("  " in line for line in lines):
+        raise BundleError(
+            f"{CHECKSUMS_FILE} in '{path}' is not the file that was written", hint=_CHANGED
+        )
+    return {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
 
 
 def _is_file(path: Path) -> bool:
