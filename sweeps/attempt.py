@@ -14,7 +14,7 @@ from typing import Any
 from sweeps.code_version import code_version
 from sweeps.config import RunConfig
 from sweeps.errors import SweepError
-from sweeps.evaluate import Measure, Progress, Task, blame_full_disk, in_a_line, versions
+from sweeps.evaluate import Measure, Progress, Task, blame_full_disk, cause_of, versions
 from sweeps.keeping import fetch, keeping
 from sweeps.ledger import Ledger
 from sweeps.scratch import private_folder
@@ -35,7 +35,7 @@ def load(spec: str) -> Any:
         return getattr(module, attribute)
     except (Exception, SystemExit) as error:  # whatever a module may do when it is imported
         raise SweepError(
-            f"cannot load '{spec}': {in_a_line(error)}",
+            f"cannot load '{spec}': {cause_of(error)}",
             hint="name 'module:function' or 'path/to/file.py:function'",
         ) from error
 
@@ -147,7 +147,7 @@ def evaluate_and_record(
     except Exception as error:
         blame_full_disk(error, workdir)
         reason = Reason.OUT_OF_MEMORY if isinstance(error, MemoryError) else Reason.ERROR
-        trial = shared.failed(candidate, reason, in_a_line(error), started_at)
+        trial = shared.failed(candidate, reason, cause_of(error), started_at)
     if trial.reason is not None and trial.reason.is_crash:
         ledger.check_there()  # a mount that is lost may be what it crashed of
         return ledger.get(trial.id) if ledger.holds(trial.id) else trial

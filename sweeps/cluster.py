@@ -25,6 +25,7 @@ from sweeps.reaper import reaping
 from sweeps.resources import CLIENT, cpus_here, too_large
 from sweeps.watch import ClientServer, OtherCluster, OwnCluster, Watch
 from thesis.environ import SAFE_PATH, environment
+from thesis.errors import first_line
 
 _OBJECT_STORE_BYTES = 128 * 2**20
 """Ray's shared memory on this machine. What is sent are small records and models of some KB."""
@@ -228,7 +229,7 @@ def _start_here(folder: Path) -> str:
                 _temp_dir=str(folder),
             )
     except Exception as error:  # Ray raises no less
-        said = str(error).strip().partition("\n")[0]
+        said = first_line(error)
         raise SweepError(
             f"Ray could not be started on this machine: {said}",
             hint="launch again; if that is no better, see if memory or disk space is short",

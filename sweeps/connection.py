@@ -35,6 +35,7 @@ import sweeps
 import thesis
 from sweeps.errors import SweepError
 from sweeps.resources import ADDRESS_HINT, CLIENT
+from thesis.errors import first_line
 
 T = TypeVar("T")
 
@@ -72,7 +73,7 @@ def connect(address: str, *, ship: bool = False) -> None:
     except AuthenticationError as error:
         raise _nobody(address, error.message, _TOKEN_HINT) from error
     except (OSError, ValueError, RuntimeError) as error:
-        raise _nobody(address, str(error).strip().partition("\n")[0]) from error
+        raise _nobody(address, first_line(error)) from error
 
 
 def _nobody(address: str, why: str, hint: str = ADDRESS_HINT) -> SweepError:

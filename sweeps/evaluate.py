@@ -377,11 +377,11 @@ def _cause(error: Exception) -> tuple[Reason, str]:
     if isinstance(error, DivergedError):
         return Reason.DIVERGED, str(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
-        return Reason.OUT_OF_MEMORY, in_a_line(error)
-    return Reason.ERROR, in_a_line(error)
+        return Reason.OUT_OF_MEMORY, cause_of(error)
+    return Reason.ERROR, cause_of(error)
 
 
-def in_a_line(error: BaseException) -> str:
+def cause_of(error: BaseException) -> str:
     """Returns an exception with the place that raised it: 'ValueError: no (train.py, line 7)'.
 
     Errors for users say where they are at home themselves.

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from sweeps.errors import LedgerError, SweepError
 from sweeps.storage import Location
-from sweeps.stored import fields_of, json_object
+from thesis.typed_json import fields_of, parse_object
 
 RENEWAL_SECONDS = 5.0
 """Time between two renewals by the holder."""
@@ -77,7 +77,7 @@ class _Lease:
 
     @classmethod
     def from_json(cls, data: bytes) -> "_Lease":
-        values = fields_of(cls, json_object(data))
+        values = fields_of(cls, parse_object(data))
         if missing := [f.name for f in fields(cls) if f.name not in values]:
             raise ValueError(f"'{missing[0]}' is missing")  # this process's own would stand in
         return cls(**values)

@@ -74,9 +74,9 @@ from sweeps.records import (
 )
 from sweeps.standing import Outcomes
 from sweeps.storage import Location, files_in
-from sweeps.stored import UnixTime, fields_of, json_object, short
 from sweeps.trial import SCHEMA_VERSION, Attempt, Reason, Status, Trial
 from sweeps.trial_ids import Numbers, TrialIds, first_of_each, number_of
+from thesis.typed_json import UnixTime, fields_of, parse_object, short
 
 T = TypeVar("T")
 
@@ -125,7 +125,7 @@ class SweepFacts:
         Raises:
           ValueError: It has written no such text.
         """
-        facts = cls(**fields_of(cls, json_object(data)))
+        facts = cls(**fields_of(cls, parse_object(data)))
         if not _SWEEP.fullmatch(facts.name):
             raise ValueError(f"'name' is {short(facts.name)}")
         if not (facts.objectives and all(map(_METRIC.fullmatch, facts.objectives))):
@@ -686,7 +686,7 @@ class Ledger:
         """
 
         def parse(data: bytes) -> str:
-            version = json_object(data).get("folder")
+            version = parse_object(data).get("folder")
             if not (isinstance(version, str) and _VERSION.fullmatch(version)):
                 raise ValueError("it names no folder")
             return version
@@ -1131,7 +1131,7 @@ def _read_facts(location: Location, sweep: str) -> SweepFacts:
     where = location.show(_facts(sweep))
 
     def parse(data: bytes) -> SweepFacts:
-        version = json_object(data).get("schema_version")
+        version = parse_object(data).get("schema_version")
         if isinstance(version, int) and version > SCHEMA_VERSION:
             raise newer(where, version)
         return SweepFacts.from_json(data)

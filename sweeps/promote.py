@@ -15,7 +15,6 @@ from sweeps.config import parse_candidate
 from sweeps.errors import TrialError
 from sweeps.ledger import find_trial
 from sweeps.meter import Meter
-from sweeps.stored import in_a_line
 from sweeps.trial import METRICS, Status, Trial
 from thesis.bundle import (
     CLIP_FILE,
@@ -34,7 +33,7 @@ from thesis.bundle import (
 from thesis.config import ModelConfig
 from thesis.controls import decoder_inputs
 from thesis.data import Clips, Dataset, load_dataset
-from thesis.errors import BundleError, DatasetError, ExportError, UserError
+from thesis.errors import BundleError, DatasetError, ExportError, UserError, first_line
 from thesis.export import MAX_ERROR
 from thesis.files import check_output
 from thesis.measure import RtfMeasurement, measure_rtf, processor
@@ -110,7 +109,7 @@ def _reporting_damage(trial: Trial) -> Iterator[None]:
         yield
     except (OSError, ValueError, LookupError, TypeError, EOFError, BadZipFile) as error:
         raise ExportError(
-            f"the stored model of trial {trial.id} cannot be read: {in_a_line(error)}",
+            f"the stored model of trial {trial.id} cannot be read: {first_line(error)}",
             hint="the stored model was damaged; run the trial again in a new sweep",
         ) from error
 

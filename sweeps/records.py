@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 from sweeps.errors import DamagedError, LedgerError
 from sweeps.pareto import REASONS, Column, Ints, Records
 from sweeps.standing import Outcomes
-from sweeps.stored import UnixTime, checked, fields_of, in_a_line, is_time, json_object, short
 from sweeps.trial import (
     METRICS,
     SCHEMA_VERSION,
@@ -31,6 +30,8 @@ from sweeps.trial import (
     Trial,
 )
 from sweeps.trial_ids import Numbers, id_of
+from thesis.errors import first_line
+from thesis.typed_json import UnixTime, checked, fields_of, is_time, parse_object, short
 
 T = TypeVar("T")
 
@@ -109,7 +110,7 @@ def trial_of(row: Mapping[str, Any]) -> Trial:
       LedgerError: Its reason is one of a newer release.
     """
     provenance = {name: row[name] for name in _PROVENANCE if row[name] is not None}
-    provenance |= {name: json_object(provenance[name]) for name in _MAPPINGS if name in provenance}
+    provenance |= {name: parse_object(provenance[name]) for name in _MAPPINGS if name in provenance}
     return Trial(
         sweep=_present(row, "sweep"),
         candidate=_candidate(row),
@@ -118,7 +119,7 @@ def trial_of(row: Mapping[str, Any]) -> Trial:
         detail=row["detail"] or "",
         provenance=Provenance(**fields_of(Provenance, provenance)),
         schema_version=_present(row, "schema_version"),
-        curve=checked("curve", json_object(row["curve"] or "{}"), Mapping[int, float]),
+        curve=checked("curve", parse_object(row["curve"] or "{}"), Mapping[int, float]),
     )
 
 
@@ -405,7 +406,7 @@ class Batch:
         @cache  # many have the same
         def versions(text: str | None) -> Mapping[str, str]:
             found: Mapping[str, str] = checked(
-                "versions", json_object(text or "{}"), Mapping[str, str]
+                "versions", parse_object(text or "{}"), Mapping[str, str]
             )
             return found
 
@@ -450,7 +451,7 @@ def newer(file: str, version: float) -> LedgerError:
 
 def damaged(file: str, error: Exception) -> DamagedError:
     """Returns what is said of a file that holds no records."""
-    return DamagedError(f"{file} is not a readable record: {in_a_line(error)}", hint=MEND)
+    return DamagedError(f"{file} is not a readable record: {first_line(error)}", hint=MEND)
 
 
 def numbers_in(column: pa.ChunkedArray) -> Numbers:

@@ -24,7 +24,8 @@ from pyarrow import fs
 
 from sweeps.credentials import has_credentials, is_misspelt_uri, safe_uri
 from sweeps.errors import DamagedError, LedgerError
-from sweeps.stored import MOST_BYTES, in_a_line
+from thesis.errors import first_line
+from thesis.typed_json import MOST_BYTES
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -93,7 +94,7 @@ def _is_gone(error: Exception) -> bool:
 def _explained(error: Exception, doing: str, where: str) -> LedgerError:
     """Returns what the operating system or the object store said, and what to do about it."""
     number = getattr(error, "errno", None)
-    said = os.strerror(number) if number else str(error).partition("\n")[0]
+    said = os.strerror(number) if number else first_line(error)
     mends = [mend for word, mend in _MENDS_SAID.items() if word in said]
     mends += [_MENDS.get(number or 0, "check that the storage exists and can be reached")]
     return LedgerError(f"cannot {doing} {where}: {said}", hint=mends[0])
@@ -166,7 +167,7 @@ class Location:
         except (pa.ArrowException, OSError, ValueError, ImportError) as error:
             if has_credentials(storage):  # which may be in what is said, and in pieces
                 raise LedgerError(f"cannot use storage '{shown}'", hint=_KEYS_ELSEWHERE) from None
-            said = str(error).partition("\n")[0]
+            said = first_line(error)
             raise LedgerError(
                 f"cannot use storage '{shown}': {said}",
                 hint="give a folder, or a URI such as s3://bucket/folder or gs://bucket/folder",
@@ -272,7 +273,7 @@ class Location:
         try:
             return function(self.parse(name, small))
         except ValueError as error:
-            said = in_a_line(error)
+            said = first_line(error)
             raise DamagedError(f"{self.show(name)} cannot be read: {said}", hint=hint) from error
 
     def parse(self, name: str, function: Callable[[pa.NativeFile], T]) -> T:

@@ -22,6 +22,7 @@ from sweeps.ledger import Ledger
 from sweeps.objectives import objective
 from sweeps.search import constraints_of, directions_of, distribution_of, outcome_of
 from sweeps.trial import METRICS, Trial
+from thesis.errors import first_line
 
 
 def export_study(ledger: Ledger, path: Path, *, replace: bool = False) -> int:
@@ -59,7 +60,7 @@ def export_study(ledger: Ledger, path: Path, *, replace: bool = False) -> int:
             StorageInternalError,
             SQLAlchemyError,
         ) as error:  # Optuna passes some on as they are
-            raise OSError(str(error.__cause__ or error).partition("\n")[0]) from error
+            raise OSError(first_line(error.__cause__ or error)) from error
     return len(trials)
 
 

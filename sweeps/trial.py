@@ -13,7 +13,7 @@ from enum import Enum
 from functools import cached_property
 from typing import Any
 
-from sweeps.stored import UnixTime, fields_of, json_object, scalar, text
+from thesis.typed_json import UnixTime, fields_of, parse_object, scalar, text
 
 SCHEMA_VERSION = 1
 
@@ -91,7 +91,7 @@ class Candidate:
         Raises:
           ValueError: It has written no such text.
         """
-        return cls.checked(json_object(data))
+        return cls.checked(parse_object(data))
 
     @classmethod
     def checked(cls, values: Mapping[str, Any]) -> "Candidate":
@@ -215,7 +215,7 @@ class Attempt:
         Raises:
           ValueError: Neither has.
         """
-        values = json_object(data)
+        values = parse_object(data)
         if not isinstance(values.get("candidate"), dict):
             return cls(Candidate.checked(values))
         candidate = Candidate.checked(values["candidate"])

@@ -6,19 +6,19 @@ few. Whatever is wrong is one error, of the kind that the caller names.
 """
 
 import io
-import json
 import math
 import re
 import stat
 import struct
 import zipfile
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from thesis.errors import UserError
+from thesis.typed_json import parse_object
 
 TEXT_BYTES = 16 * 2**20
 """Texts are smaller than this."""
@@ -76,35 +76,9 @@ def read_json_object(path: Path, error: type[UserError]) -> dict[str, Any]:
       error: What to raise where it is none.
     """
     try:
-        value = parse_json(read_text(path, error))
+        return parse_object(read_text(path, error))
     except ValueError as cause:
-        raise error(f"'{path}' is no JSON: {cause}", hint=_HINT) from cause
-    if not isinstance(value, dict):
-        raise error(f"'{path}' holds no JSON object", hint=_HINT)
-    return value
-
-
-def parse_json(text: str) -> Any:
-    """Returns a JSON value. Its numbers are finite, as the standard has it and Python has not.
-
-    Raises:
-      ValueError: The text is no JSON, holds a number that is not finite, or is nested too deeply.
-    """
-    try:
-        return json.loads(text, parse_constant=_refuse, parse_float=_finite)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no number in JSON")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text[:20]} is not finite")
-    return value
+        raise error(f"'{path}' holds no JSON object: {cause}", hint=_HINT) from cause
 
 
 def read_arrays(path: Path, error: type[UserError]) -> dict[str, npt.NDArray[np.float32]]:

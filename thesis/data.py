@@ -23,7 +23,6 @@ facts have the types and ranges of their fields, and clips the fingerprint and t
 facts name, finite and in range. Names of recordings are names, never paths.
 """
 
-import errno
 import json
 import math
 import re
@@ -37,6 +36,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from thesis.checked_files import read_bytes
 from thesis.errors import ConfigError, DatasetError
 from thesis.files import sha256, written_whole
 from thesis.typed_json import build, parse_object
@@ -341,32 +341,24 @@ def load_facts(path: Path | str) -> DatasetFacts:
       DatasetError: There is no dataset, its facts are broken, or of another schema version.
     """
     path = Path(path)
-    try:
-        text = _read_small(path / FACTS_FILE)
-    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+    facts = path / FACTS_FILE
+    if not _is_there(facts):
         raise DatasetError(
             f"no dataset at {str(path)!r}",
             hint="make one with 'sweeps prepare AUDIO_DIR --out DATASET'",
-        ) from error
-    except OSError as error:
-        raise DatasetError(
-            f"cannot read {str(path / FACTS_FILE)!r}: {error.strerror}", hint=_PREPARE_AGAIN
-        ) from error
+        )
+    text = read_bytes(facts, _MAX_FACTS_BYTES, DatasetError)
     try:
         return DatasetFacts.from_json(text)
     except DatasetError as error:
         raise DatasetError(f"cannot use {str(path)!r}: {error.message}", hint=error.hint) from error
 
 
-def _read_small(file: Path) -> bytes:
-    """Returns what a regular file holds. Anything else, such as a pipe, might be waited for."""
-    if not stat.S_ISREG(file.stat().st_mode):
-        raise OSError(errno.EINVAL, "it is no regular file")
-    with file.open("rb") as opened:
-        content = opened.read(_MAX_FACTS_BYTES + 1)
-    if len(content) > _MAX_FACTS_BYTES:
-        raise OSError(errno.EFBIG, f"it is larger than {_MAX_FACTS_BYTES // 2**20} MiB")
-    return content
+def _is_there(file: Path) -> bool:
+    try:
+        return file.exists()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def load_dataset(path: Path | str) -> Dataset:

@@ -38,6 +38,14 @@ def printable(text: str, *, keep: str = "") -> str:
     )
 
 
+def first_line(error: BaseException) -> str:
+    """Returns what an error says first, printable and of 300 characters at the most.
+
+    It may be another library's, and quote pages of what that could not read.
+    """
+    return printable(str(error).strip().partition("\n")[0][:300])
+
+
 def _rebuild(cls: type[UserError], message: str, hint: str) -> UserError:
     return cls(message, hint=hint)
 

@@ -21,8 +21,8 @@ from sweeps.evaluate import (
     SUMMARIES,
     _History,
     blame_full_disk,
+    cause_of,
     evaluate,
-    in_a_line,
     rung_steps,
     stages,
 )
@@ -645,5 +645,5 @@ def test_an_exception_of_any_words_is_a_line_that_can_be_stored(tmp_path):
             raise RuntimeError("no words")
 
     blame_full_disk(SpeechlessError(), tmp_path)
-    assert in_a_line(SpeechlessError()) == "SpeechlessError: "
-    assert in_a_line(OSError(os.fsdecode(b"no n\xff"))).encode() == b"OSError: no n\\udcff"
+    assert cause_of(SpeechlessError()) == "SpeechlessError: "
+    assert cause_of(OSError(os.fsdecode(b"no n\xff"))).encode() == b"OSError: no n\\udcff"

@@ -1,7 +1,6 @@
 """Files of strangers: of the right kind, size and type, or one line."""
 
 import io
-import json
 import math
 import os
 import zipfile
@@ -16,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thesis.checked_files import (
-    parse_json,
     read_arrays,
     read_bytes,
     read_json_object,
@@ -65,44 +63,6 @@ def test_text_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
 
 
 # --- JSON ---
-
-
-@given(
-    st.recursive(
-        st.none()
-        | st.booleans()
-        | st.integers()
-        | st.floats(allow_nan=False, allow_subnormal=False)
-        | st.text(),
-        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-    )
-)
-def test_json_is_what_was_written(value: Any) -> None:
-    text = json.dumps(value)
-    if "Infinity" in text and not isinstance(value, str):
-        with suppress(ValueError):
-            assert parse_json(text) == value
-    else:
-        assert parse_json(text) == value
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "NaN",
-        "[-Infinity]",
-        "1e999",
-        "-1e400",
-        "[" * 99_999,
-        '{"a":' * 99_999,
-        "9" * 9999,
-        "",
-        "\ufeff1",
-    ],
-)
-def test_what_is_no_json_is_a_value_error(text: str) -> None:
-    with pytest.raises(ValueError, match=r"."):
-        parse_json(text)
 
 
 @pytest.mark.parametrize("content", [b"[]", b"1", b'"a"', b"null", b"{", b"\xff", b""])

@@ -30,7 +30,7 @@ from thesis.architecture import (
     for_inference,
 )
 from thesis.config import N_INPUTS, DecoderConfig, SynthConfig
-from thesis.errors import ExportError, MissingRuntimeError, UserError
+from thesis.errors import ExportError, MissingRuntimeError, UserError, first_line
 from thesis.export import decoder_onnx
 
 Floats = npt.NDArray[np.float32]
@@ -265,5 +265,5 @@ class Runtime(ABC):
         except UserError:
             raise
         except Exception as error:  # each runtime raises a family of its own, without a base
-            first = str(error).strip().partition("\n")[0]
+            first = first_line(error)
             raise ExportError(f"{said}: {first}", hint=hint) from error

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thesis.checked_files import ARRAY_BYTES, parse_json, read_bytes
+from thesis.checked_files import ARRAY_BYTES, read_bytes
 from thesis.config import DecoderConfig
 from thesis.environ import environment
-from thesis.errors import ExportError
+from thesis.errors import ExportError, first_line
 from thesis.onnx_facts import ModelFacts, OtherArtifactError, check_arguments, check_graph
 from thesis.runtimes import contract
 from thesis.runtimes.contract import Quantisation
+from thesis.typed_json import parse_json
 
 # Its import starts to send usage data, names of models among them, and writes a number for this
 # machine into the home folder.
@@ -87,7 +88,7 @@ def load(model: bytes | Path, artifact: str) -> "LoadedModel":
         raise ExportError(f"{name} is no {artifact}, but {error}", hint=hint) from error
     except Exception as error:  # ONNX Runtime raises a family of its own, without a base
         raise ExportError(
-            f"{name} is no {artifact} that ONNX Runtime can load: {_first_line(error)}", hint=hint
+            f"{name} is no {artifact} that ONNX Runtime can load: {first_line(error)}", hint=hint
         ) from error
     return LoadedModel(name, session, facts, metadata)
 
@@ -118,7 +119,7 @@ class LoadedModel:
             outputs: list[Any] = self.session.run(None, inputs)
         except Exception as error:  # as when it is loaded
             raise ExportError(
-                f"{self.name} cannot be run: {_first_line(error)}",
+                f"{self.name} cannot be run: {first_line(error)}",
                 hint="export or promote it again",
             ) from error
         return outputs
@@ -131,10 +132,6 @@ def require_shape(name: str, output: npt.NDArray[Any], shape: tuple[int, ...]) -
             f"{name} gives {list(output.shape)} values, not {list(shape)}",
             hint="export or promote it again",
         )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:300]
 
 
 class Session(contract.Session):
