@@ -5,7 +5,9 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
+from matplotlib.transforms import BboxBase
 
 from sweeps.objectives import Objective, metric
 from sweeps.pareto import ParetoFront
@@ -14,6 +16,7 @@ from thesis.errors import OutputError
 from thesis.files import written_file
 
 _FRONT, _OTHER, _MARK = "#0b6e8f", "#b9c2c8", "#d1495b"
+_LINE_POINTS = 9.0
 _TICKS = [m * 10.0**e for e in range(-6, 9) for m in (1, 1.5, 2, 3, 5, 7)]
 
 
@@ -59,7 +62,7 @@ def draw_front(
     _scale(axes, cost, _points(completed, cost, quality)[0])
     of_members, of_all = (_points(t, cost, quality)[1] for t in (front.members, completed))
     _focus(axes, of_members, of_all, quality.sign)
-    _label(axes, front.members, cost, quality)
+    labels = _label(axes, front.members, cost, quality)
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     axes.set_xlabel(_axis_label(cost))
     axes.set_ylabel(_axis_label(quality))
@@ -67,6 +70,7 @@ def draw_front(
     axes.spines[["top", "right"]].set_visible(False)
     if completed:
         axes.legend(frameon=False, fontsize=8.5, loc="upper right", markerscale=0.6)
+    _spread(figure, labels, down=quality.sign > 0)
     with written_file(path, OutputError, replace=True) as temporary:
         figure.savefig(temporary, format="png")
 
@@ -85,7 +89,7 @@ def _scale(axes: Axes, cost: Objective, x: Sequence[float]) -> None:
         axes.xaxis.set_major_locator(FixedLocator(_TICKS))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.margins(x=0.12, y=0.12)
+    axes.margins(x=0.14, y=0.12)
 
 
 def _focus(axes: Axes, members: Sequence[float], all_values: Sequence[float], sign: int) -> None:
@@ -106,17 +110,36 @@ def _focus(axes: Axes, members: Sequence[float], all_values: Sequence[float], si
         )  # fmt: skip
 
 
-def _label(axes: Axes, members: Sequence[Trial], cost: Objective, quality: Objective) -> None:
+def _label(
+    axes: Axes, members: Sequence[Trial], cost: Objective, quality: Objective
+) -> list[Annotation]:
     """Names each member on the side of the ideal point, where no trial can be."""
     across, along = -cost.sign, -quality.sign
+    labels = []
     for trial in members:
         (x,), (y,) = _points([trial], cost, quality)
         parameters = trial.measurement.parameters
-        axes.annotate(
+        label = axes.annotate(
             trial.id[:6] + ("" if parameters is None else f", {parameters:,}"),
             (x, y), xytext=(6 * across, 6 * along), textcoords="offset points", fontsize=7.5,
             color=_FRONT, ha="right" if across < 0 else "left", va="top" if along < 0 else "bottom",
         )  # fmt: skip
+        labels.append(label)
+    return labels
+
+
+def _spread(figure: Figure, labels: Sequence[Annotation], *, down: bool) -> None:
+    """Moves labels away from the front until none lies on another."""
+    figure.draw_without_rendering()  # so that it is known where they are
+    placed: list[BboxBase] = []
+    for label in labels:
+        for _ in labels:
+            box = label.get_window_extent()
+            if not any(box.overlaps(other) for other in placed):
+                break
+            across, along = label.xyann
+            label.xyann = (across, along + (-_LINE_POINTS if down else _LINE_POINTS))
+        placed.append(label.get_window_extent())
 
 
 def _axis_label(objective: Objective) -> str:

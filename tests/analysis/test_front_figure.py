@@ -1,5 +1,7 @@
 """The picture of a front: every completed trial is in it, the front is its staircase."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -70,6 +72,13 @@ def test_the_staircase_goes_through_the_front_from_cheap_to_dear(draw):
     (stairs,) = draw(TRIALS).lines
     assert stairs.get_drawstyle() == "steps-post"
     assert list(zip(*stairs.get_data(), strict=True)) == flipped(ON_FRONT)
+
+
+def test_no_label_lies_on_another(draw):
+    close = [trial(i, 8 - 0.02 * i, 1 + 0.02 * i) for i in range(5)]
+    boxes = [text.get_window_extent() for text in draw([trial(9, 12.0, 0.5), *close]).texts]
+    assert len(boxes) == 6
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
 
 
 def test_members_are_named_by_id_and_size(draw):
