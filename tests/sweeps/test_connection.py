@@ -12,8 +12,8 @@ from sweeps.errors import SweepError
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(connection, "_ANSWER_SECONDS", 0.5)
-    monkeypatch.setattr(connection, "_ASK_SECONDS", 2.0)
+    monkeypatch.setattr(connection, "_ANSWER_SECONDS", 2.0)
+    monkeypatch.setattr(connection, "_ASK_SECONDS", 20.0)
     # 127.0.0.1 is 127.0.0.1; otherwise Ray makes an outward address of it.
     monkeypatch.setattr("ray._private.ray_constants.ENABLE_RAY_CLUSTER", False)
 
