@@ -128,7 +128,10 @@ def _describe(dataset: "Dataset") -> None:
 def _launch(options: argparse.Namespace) -> None:
     run = _run_to_launch(options)
     if options.dry_run:
-        _print_plan(_plan(run, options, cpus_here=len(os.sched_getaffinity(0))), run, options)
+        from sweeps.resources import cpus_here
+
+        cpus = None if options.address else cpus_here()
+        _print_plan(_plan(run, options, cpus=cpus), run, options)
         return
     from sweeps.launch import launch
     from sweeps.progress import SweepProgress
@@ -177,11 +180,24 @@ def _run_to_launch(options: argparse.Namespace) -> "RunConfig":
     return load_run(find_run(options.run or DEFAULT_RUN), options.set)
 
 
-def _plan(run: "RunConfig", options: argparse.Namespace, *, cpus_here: int) -> "Plan":
-    """Returns what a launch would do; raises what it would raise before anything starts."""
-    from sweeps.plan import plan
+def _plan(run: "RunConfig", options: argparse.Namespace, *, cpus: int | None) -> "Plan":
+    """Returns what a launch would do; raises what it would raise before anything starts.
 
-    _check_resources(options, here_only=False)
+    Args:
+      run: The run.
+      options: Of the launch.
+      cpus: Of the only machine that it runs on; None for a cluster.
+    """
+    from sweeps.plan import plan
+    from sweeps.resources import check_resources
+
+    check_resources(
+        options.cpus_per_trial,
+        options.gpus_per_trial,
+        options.max_concurrent,
+        options.address,
+        cpus=cpus,
+    )
     return plan(
         options.name,
         run,
@@ -191,8 +207,6 @@ def _plan(run: "RunConfig", options: argparse.Namespace, *, cpus_here: int) -> "
         warm_start=options.warm_start,
         ship=options.ship,
         log=options.log,
-        cpus_per_trial=options.cpus_per_trial,
-        cpus_here=None if options.address else cpus_here,
     )
 
 
@@ -227,18 +241,6 @@ def _print_plan(plan: "Plan", run: "RunConfig", options: argparse.Namespace) -> 
     show_text(run.text)
 
 
-def _check_resources(options: argparse.Namespace, *, here_only: bool) -> None:
-    from sweeps.resources import check_resources
-
-    check_resources(
-        options.cpus_per_trial,
-        options.gpus_per_trial,
-        options.max_concurrent,
-        options.address,
-        here_only=here_only,
-    )
-
-
 def _slurm(options: argparse.Namespace) -> None:
     from sweeps.slurm import SlurmJob, memory_of, sbatch_script, write_script
     from sweeps.storage import check_no_credentials
@@ -256,7 +258,7 @@ def _slurm(options: argparse.Namespace) -> None:
         )
     check_no_credentials(launch.storage)
     # What is wrong with it is said now, and not when the job's turn comes.
-    _plan(_run_to_launch(launch), launch, cpus_here=options.cpus_per_node)
+    _plan(_run_to_launch(launch), launch, cpus=None)
     job = SlurmJob(
         launch.name,
         ("sweeps", "launch", *options.launch),

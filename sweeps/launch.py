@@ -48,7 +48,7 @@ from sweeps.objectives import objective
 from sweeps.plan import EVALUATOR, MEASURER, plan
 from sweeps.progress import Listener, Noted, SweepBegan, Warned, silent
 from sweeps.remote import launch_there
-from sweeps.resources import CLIENT, check_resources, resolved
+from sweeps.resources import CLIENT, check_resources, cpus_here, resolved
 from sweeps.scratch import launch_folder, scratch_folder, work_folder
 from sweeps.search import HISTORY, Search
 from sweeps.shipping import dataset_here, ship_dataset
@@ -182,7 +182,7 @@ def launch(
         gpus_per_trial,
         max_concurrent,
         address,
-        here_only=address is None and not ray.is_initialized(),
+        cpus=cpus_here() if address is None and not ray.is_initialized() else None,
     )
     if address and address.startswith(CLIENT):
         return _launch_there(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sweeps.attempt import load
 from sweeps.config import RunConfig
-from sweeps.errors import LedgerError, SweepError
+from sweeps.errors import LedgerError
 from sweeps.ledger import Ledger, SweepFacts, check_name, list_sweeps
 from sweeps.loggers import check_installed
 from sweeps.shipping import shipped_facts
@@ -57,8 +57,6 @@ def plan(
     log: Sequence[str] = (),
     evaluator: str = EVALUATOR,
     measurer: str = MEASURER,
-    cpus_per_trial: float = 1,
-    cpus_here: int | None = None,
 ) -> Plan:
     """Returns what a launch is about to do, if it can.
 
@@ -66,7 +64,7 @@ def plan(
     fits on it.
 
     Args:
-      name: As all up to `cpus_per_trial`, see `launch`.
+      name: As all others, see `launch`.
       run: The resolved configuration.
       dataset: Folder of the dataset.
       trials: Number of finished trials that the sweep shall hold.
@@ -76,13 +74,11 @@ def plan(
       log: What to log to as well.
       evaluator: What evaluates a candidate.
       measurer: What measures a model.
-      cpus_per_trial: CPUs that a trial claims.
-      cpus_here: CPUs of the only node that there will be; None for those of a cluster.
 
     Raises:
       SweepError: The name will not do, a different sweep has it, the sweep to learn from is not
-        there, what evaluates or measures cannot be loaded, it cannot be logged to what was asked
-        for, or a trial needs more CPUs than there are.
+        there, what evaluates or measures cannot be loaded, or it cannot be logged to what was asked
+        for.
       ConfigError: The sampler needs what is not installed.
       DatasetError: There is no dataset, or it is damaged.
       LedgerError: The storage cannot be used.
@@ -91,11 +87,6 @@ def plan(
 
     check_name(name)
     check_installed(log)
-    if cpus_here is not None and cpus_per_trial > cpus_here:
-        raise SweepError(
-            f"a trial asks for {cpus_per_trial:g} CPUs, this machine has {cpus_here}",
-            hint="lower the CPUs of a trial",
-        )
     for function in (evaluator, measurer):
         load(function)
     location = Location.of(storage)

@@ -25,7 +25,7 @@ def check_resources(
     max_concurrent: int | None,
     address: str | None,
     *,
-    here_only: bool,
+    cpus: int | None,
 ) -> None:
     """Returns if what a launch asks for makes sense.
 
@@ -34,7 +34,7 @@ def check_resources(
       gpus_per_trial: GPUs that it claims: none, a share of one from 0.01, or whole ones.
       max_concurrent: Trials at a time at the most, 1 or more; None is no limit.
       address: Of a Ray cluster; None is a cluster of this machine, or one that the caller is in.
-      here_only: Whether all trials run on this machine.
+      cpus: Of this machine, if all trials run on it; None for a cluster, which is asked later.
 
     Raises:
       SweepError: It does not.
@@ -58,8 +58,8 @@ def check_resources(
             f"no trial runs where {max_concurrent} may run at a time",
             hint="--max-concurrent is 1 or more",
         )
-    if here_only and cpus_per_trial > cpus_here():
-        raise too_large("CPU", cpus_per_trial, "this machine", cpus_here())
+    if cpus is not None and cpus_per_trial > cpus:
+        raise too_large("CPU", cpus_per_trial, "this machine", cpus)
 
 
 def too_large(kind: str, asked: float, where: str, there: float) -> SweepError:

@@ -81,7 +81,6 @@ def test_what_another_sweep_knows_is_part_of_the_plan():
         ({"evaluator": "no.such:thing"}, SweepError, "cannot load 'no.such:thing'"),
         ({"measurer": evaluator("nothing")}, SweepError, "cannot load .*fakes.py:nothing'"),
         ({"evaluator": "__init__.py:x"}, SweepError, "cannot load '__init__.py:x'"),
-        ({"cpus_per_trial": 3, "cpus_here": 2}, SweepError, "asks for 3 CPUs, this machine has 2"),
         ({"storage": "data/dataset.json"}, LedgerError, "no folder that can be written to"),
         ({"storage": "data/dataset.json/runs"}, LedgerError, "no folder that can be written to"),
         ({"storage": "nothing://at/all"}, LedgerError, "cannot use storage"),

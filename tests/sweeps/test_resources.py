@@ -5,11 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sweeps.errors import SweepError
-from sweeps.resources import LEAST, check_resources, cpus_here, resolved
+from sweeps.resources import LEAST, check_resources, resolved
 
 
-def check(cpus=1.0, gpus=0.0, most=None, address=None, *, here_only=False):
-    check_resources(cpus, gpus, most, address, here_only=here_only)
+def check(cpus=1.0, gpus=0.0, most=None, address=None, *, machine=None):
+    check_resources(cpus, gpus, most, address, cpus=machine)
 
 
 @pytest.mark.parametrize("cpus", [0, -1, -math.inf, math.inf, math.nan, 1e-9])
@@ -38,10 +38,10 @@ def test_a_launch_that_may_run_nothing_is_refused(most):
 
 
 def test_a_trial_that_is_larger_than_this_machine_is_refused_where_there_is_no_other():
-    check(cpus_here(), here_only=True)
-    with pytest.raises(SweepError, match=r"asks for 1e\+09 CPUs, this machine has"):
-        check(1e9, here_only=True)
-    check(1e9)
+    check(2, machine=2)
+    with pytest.raises(SweepError, match="asks for 3 CPUs, this machine has 2"):
+        check(3, machine=2)
+    check(3)
 
 
 @pytest.mark.parametrize(
