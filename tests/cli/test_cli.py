@@ -360,8 +360,6 @@ def test_what_a_launch_refuses_a_dry_run_and_a_job_refuse_in_the_same_words(
     line = ["--name", "n", "--data", "data", "--trials", "3", "--storage", "runs", *options]
     job = ["slurm", "--out", "j.sbatch", "--cpus-per-node", "4", "--", *line]
     commands = {"launch": ["launch", *line], "dry run": ["launch", *line, "--dry-run"]}
-    if verb == "launch" and "--cpus-per-trial" in options:
-        pytest.skip("a launch asks the cluster")
     assert run(*commands.get(verb, job)) == 1
     assert_one_error(capsys, message)
     assert tree(here) == before

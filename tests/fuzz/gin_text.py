@@ -6,19 +6,12 @@ from pathlib import Path
 
 from sweeps.config import find_run, gin_root, load_run, parse_run
 from sweeps.printable import in_a_line
+from tests import ddsp_chain
 from thesis.errors import UserError
 
 SMALL = "search_space.axes = {'DilatedConvStack.channels': (2, 4)}\n"
-CHAIN = """\
-import thesis.from_ddsp
-Synth.processor_group = @processors.ProcessorGroup()
-ProcessorGroup.dag = [
-  (@synths.Harmonic(), ['amps', 'harmonic_distribution', 'f0_hz']),
-  (@synths.FilteredNoise(), ['noise_magnitudes']),
-  (@processors.Add(), ['filtered_noise/signal', 'harmonic/signal']),
-  (@effects.Reverb(), ['add/signal']),
-]
-Harmonic.scale_fn = @core.exp_sigmoid
+CHAIN = f"""\
+{ddsp_chain.CHAIN}Harmonic.scale_fn = @core.exp_sigmoid
 Reverb.reverb_length = 8000
 Reverb.trainable = True
 train.losses = (@losses.SpectralLoss(), @second/losses.SpectralLoss())

@@ -12,6 +12,7 @@ import pytest
 from sweeps.config import DEFAULT_RUNGS, find_run, gin_root, load_run, parse_candidate, parse_run
 from sweeps.errors import MetricError, SpaceError
 from sweeps.space import Choice
+from tests.ddsp_chain import CHAIN
 from thesis.config import (
     REFERENCE_DECODER,
     RnnFcConfig,
@@ -509,16 +510,7 @@ def test_two_spaces_with_one_axis_are_an_error(run_of):
 
 # --- What names ddsp ---
 
-FROM_DDSP = """
-import thesis.from_ddsp
-Synth.processor_group = @processors.ProcessorGroup()
-ProcessorGroup.dag = [
-  (@synths.Harmonic(), ['amps', 'harmonic_distribution', 'f0_hz']),
-  (@synths.FilteredNoise(), ['noise_magnitudes']),
-  (@processors.Add(), ['filtered_noise/signal', 'harmonic/signal']),
-  (@effects.Reverb(), ['add/signal']),
-]
-Reverb.reverb_length = 8000
+FROM_DDSP = f"""{CHAIN}Reverb.reverb_length = 8000
 Reverb.trainable = True
 train.losses = (@losses.SpectralLoss(), @second/losses.SpectralLoss())
 SpectralLoss.loss_type = 'L2'

@@ -6,6 +6,7 @@ import gin
 import numpy as np
 import pytest
 
+from tests import ddsp_chain
 from thesis import from_ddsp
 from thesis import train as stage
 from thesis._ddsp import ddsp, tf
@@ -16,16 +17,7 @@ from thesis.errors import ConfigError
 from thesis.losses import training_loss
 from thesis.synthesis import Synthesizer
 
-CHAIN = """
-import thesis.from_ddsp
-Synth.processor_group = @processors.ProcessorGroup()
-ProcessorGroup.dag = [
-  (@synths.Harmonic(), ['amps', 'harmonic_distribution', 'f0_hz']),
-  (@synths.FilteredNoise(), ['noise_magnitudes']),
-  (@processors.Add(), ['filtered_noise/signal', 'harmonic/signal']),
-  (@effects.Reverb(), ['add/signal']),
-]
-Harmonic.n_samples = 64000
+CHAIN = f"""{ddsp_chain.CHAIN}Harmonic.n_samples = 64000
 Harmonic.sample_rate = 16000
 Harmonic.scale_fn = @core.exp_sigmoid
 FilteredNoise.n_samples = 64000
