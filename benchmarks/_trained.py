@@ -94,7 +94,7 @@ def _trained(name: str, dataset: Dataset, folder: Path, steps: int) -> Trained:
     config = load_model(gin_root() / "models" / f"{recipe.file}.gin")
     if recipe.norm and isinstance(config.decoder, DilatedConvStackConfig):
         config = replace(config, decoder=replace(config.decoder, norm=recipe.norm))
-    synth = replace(config.synth, reverb_seconds=1.0, reverb_decay_seconds=0.3)
+    synth = replace(config.synth, reverb_seconds=1.0, reverb_decay_seconds=0.15)
     # A model of 6 million weights diverges at a rate that suits one of 2,000.
     rate = 3e-3 if config.decoder.parameter_count(synth.n_outputs) < 100_000 else 1e-3
     config = replace(

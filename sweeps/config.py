@@ -17,7 +17,14 @@ from sweeps.gin_text import GinText, is_file, read_file, read_text, refusing
 from sweeps.objectives import metric
 from sweeps.space import SearchSpace, make_space
 from sweeps.trial import AxisValue, Candidate
-from thesis.config import ModelConfig, from_gin, made_by_gin, stages_of
+from thesis.config import (
+    ModelConfig,
+    SynthConfig,
+    TrainConfig,
+    from_gin,
+    made_by_gin,
+    stages_of,
+)
 from thesis.errors import ConfigError
 
 
@@ -302,6 +309,7 @@ def load_run(run_file: Path, overrides: Sequence[str] = ()) -> RunConfig:
       MetricError: An objective that no record has.
     """
     given = _read_file(run_file).overridden(overrides)
+    given = given.completed(_stated(given))
     given.require_reached()
     text = _bind(given)
     _run_from_gin(text)  # first, so that what is wrong is told in the file's own words
@@ -325,6 +333,18 @@ def load_model(model_file: Path) -> ModelConfig:
     _bind(_read_file(model_file))
     with refusing():
         return from_gin()
+
+
+_BEFORE = {"Synth.levels": "absolute", "train.schedule": "exponential"}
+"""What a resolved text means that does not say: how the first releases did it."""
+
+
+def _stated(given: GinText) -> dict[str, Any]:
+    """Returns defaults that a resolved text states, though no file does: they have changed once."""
+    # Whoever binds ddsp's decay wants it.
+    decays = any(key.parameter in ("decay_rate", "decay_steps") for key in given.bindings)
+    schedule = "exponential" if decays else TrainConfig.schedule
+    return {"Synth.levels": SynthConfig.levels, "train.schedule": schedule}
 
 
 def _read_file(file: Path) -> GinText:
@@ -359,7 +379,7 @@ def parse_run(text: str, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
       As `load_run`; a ConfigError, too, for a text that this project does not write.
     """
-    said = read_text(text).overridden(overrides)
+    said = read_text(text).completed(_BEFORE).overridden(overrides)
     said.require_ours()
     printed = _bind(said)
     return _run_from_gin(printed if overrides else text)

@@ -176,6 +176,13 @@ class GinText:
             bindings[key] = value
         return GinText(bindings, self.imports)
 
+    def completed(self, defaults: Mapping[str, Any]) -> "GinText":
+        """Returns the text with values of parameters, by name, that it does not bind itself."""
+        bound = {str(_short(key)) for key in self.bindings}
+        missing = {name: value for name, value in defaults.items() if name not in bound}
+        added = {Key("", *name.split(".")): value for name, value in missing.items()}
+        return GinText({**self.bindings, **added}, self.imports)
+
     def require_ours(self) -> None:
         """Checks that the text is one that this project may have written, and safe to act on.
 

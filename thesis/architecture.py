@@ -337,11 +337,18 @@ class Gru(Node):
         return ((-math.inf, last),)
 
 
-def initial_weights(plan: Sequence[Node], *, seed: int) -> dict[str, npt.NDArray[np.float32]]:
+def initial_weights(
+    plan: Sequence[Node], *, seed: int, outputs: npt.NDArray[np.float32] | None = None
+) -> dict[str, npt.NDArray[np.float32]]:
     """Returns new weights by name, running moments included.
 
     Glorot uniform kernels, that of the last node times `OUTPUT_GAIN`, orthogonal recurrent ones,
     scales and variances of one, zero for all others.
+
+    Args:
+      plan: The network.
+      seed: Of what is drawn.
+      outputs: Bias of the last node, [ch_out]; None for zeros.
     """
     rng = np.random.default_rng(seed)
     weights: dict[str, npt.NDArray[np.float32]] = {}
@@ -358,6 +365,8 @@ def initial_weights(plan: Sequence[Node], *, seed: int) -> dict[str, npt.NDArray
                 weights[name] = (q * np.sign(np.diag(r))).T.astype(np.float32)
             else:
                 weights[name] = np.full(shape, kind in ("scale", "variance"), np.float32)
+    if outputs is not None:
+        weights[f"{plan[-1].name}/bias"] = outputs
     return weights
 
 

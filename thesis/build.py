@@ -6,6 +6,7 @@ import numpy as np
 
 from thesis._ddsp import tf
 from thesis.config import ModelConfig
+from thesis.controls import initial_outputs
 from thesis.decoder import Decoder
 from thesis.reference import reverb_envelope
 from thesis.synthesis import Synthesizer
@@ -51,7 +52,7 @@ def build(config: ModelConfig, *, sample_rate: int, hop_size: int) -> Model:
     taps = synth.reverb_length(sample_rate)
     response = np.random.default_rng([seed, 1]).normal(0.0, REVERB_STDDEV, taps)
     return Model(
-        Decoder(config.decoder, synth.n_outputs, seed=seed),
+        Decoder(config.decoder, synth.n_outputs, seed=seed, outputs=initial_outputs(synth)),
         tf.Variable(response.astype(np.float32), name="reverb"),
         reverb_envelope(synth, sample_rate),
         Synthesizer(synth.oscillators, sample_rate, synth.hop_size(hop_size)),

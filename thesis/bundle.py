@@ -48,7 +48,7 @@ from thesis.agreement import (
 )
 from thesis.c_code import c_header
 from thesis.checked_files import ARRAY_BYTES, read_arrays, read_json_object, read_text, read_wav
-from thesis.controls import decoder_inputs, white_noise
+from thesis.controls import absolute_levels, decoder_inputs, white_noise
 from thesis.errors import BundleError, ExportError, UserError
 from thesis.export import MAX_ERROR, decoder_stream_onnx, synth_stream_onnx, synthesis_stream_onnx
 from thesis.files import sha256, written_whole
@@ -270,7 +270,7 @@ class ModelBundle:
                 hint=f"{MAX_WHOLE_SECONDS} s at a time, or a model with DilatedConvStack.norm = "
                 "'frame' and export.quantisation = 'none'",
             )
-        outputs = session.decode(decoder_inputs(controls.f0_hz, controls.loudness_db)[None])[0]
+        outputs = _outputs(session, controls)
         model = synthesis_stream_onnx(
             session.decoder_config,
             session.synth,
@@ -333,9 +333,8 @@ def render(
       controls: Pitch and loudness.
       seed: Of the noise.
     """
-    outputs = session.decode(decoder_inputs(controls.f0_hz, controls.loudness_db)[None])[0]
     audio = synthesize(
-        outputs,
+        _outputs(session, controls),
         controls.f0_hz,
         white_noise(seed, 1, len(controls.f0_hz) * session.hop_size)[0],
         impulse_response,
@@ -344,6 +343,15 @@ def render(
         hop_size=session.hop_size,
     )
     return audio.astype(np.float32)
+
+
+def _outputs(session: Session, controls: Controls) -> npt.NDArray[np.float32]:
+    """Returns a decoder's output for controls, of absolute levels, [frames, n_outputs]."""
+    inputs = decoder_inputs(controls.f0_hz, controls.loudness_db)
+    outputs: npt.NDArray[np.float32] = absolute_levels(
+        session.decode(inputs[None])[0], inputs, session.synth
+    )
+    return outputs
 
 
 def write_bundle(

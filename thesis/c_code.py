@@ -33,7 +33,7 @@ from thesis.architecture import (
     for_inference,
 )
 from thesis.config import N_INPUTS, DecoderConfig, SynthConfig, gin_name
-from thesis.controls import DB_RANGE, MIDI_RANGE
+from thesis.controls import DB_RANGE, MIDI_RANGE, loudness_slopes
 from thesis.errors import ExportError
 from thesis.reference import NOISE_BIAS
 from thesis.streaming import Schedule, Source, Step, noise_delay, schedule, synthesis_delay
@@ -111,9 +111,10 @@ def c_header(
         "NOISE_OFFSET": (noise_offset, "where it begins in the dry signal"),
         **room.facts,
     }
-    constants = {
+    constants: dict[str, npt.NDArray[Any]] = {
         "crossfade": 0.5 - 0.5 * np.cos(np.pi * np.arange(hop_size) / hop_size),
         "filter": _filter_matrix(synth.n_noise_bands),
+        "slopes": loudness_slopes(synth),
         **room.tables,
         **decoder.tables,
     }
@@ -127,6 +128,7 @@ def c_header(
         f"float dry[{max(noise_offset + filtered, synthesis_frames * hop_size + hop_size)}];",
         *room.state,
         f"float f0[{_power_of_two(steps.delay + decoder.chunk)}];",
+        f"float loudness[{_power_of_two(steps.delay + decoder.chunk)}]; /* 0 dB are 1 */",
         *decoder.state,
     ]
     parts = [
@@ -530,7 +532,7 @@ static inline void ddsp_decode_chunk(ddsp_state *s, const float *f0_hz, const fl
         const float midi = f0 > 0.0f ? 12.0f * log2f(fmaxf(f0, 1e-5f) / 440.0f) + 69.0f : 0.0f;
         float *inputs = DDSP_ROW(s->{INPUTS}, s->frame + m);
         DDSP_ROW(s->f0, s->frame + m) = f0;
-        inputs[0] = loudness / {DB_RANGE}f + 1.0f;
+        DDSP_ROW(s->loudness, s->frame + m) = inputs[0] = loudness / {DB_RANGE}f + 1.0f;
         inputs[1] = midi / {MIDI_RANGE}f;
     }}"""
 

@@ -378,6 +378,8 @@ class SynthConfig:
         60 s; 0 for no envelope. See `thesis.reference.reverb_envelope`.
       hop_multiple: The decoder runs on every n-th frame of the dataset, 1 to 16, and one of its
         frames lasts as many hops. At 2 it does half of the arithmetic.
+      levels: 'loudness': the decoder's amplitude and noise magnitudes are deviations from the
+        loudness that it is given, see `thesis.controls.absolute_levels`; 'absolute', as in ddsp.
       processor_group: A chain of ddsp's processors, which this one is to render alike; then
         `reverb_seconds` is that of the chain, and gin may not bind it to another. Not kept. See
         `thesis.from_ddsp`.
@@ -388,6 +390,7 @@ class SynthConfig:
     reverb_seconds: float = 1.0
     reverb_decay_seconds: float = 0.0
     hop_multiple: int = 1
+    levels: Literal["loudness", "absolute"] = "loudness"
     processor_group: InitVar[Any] = None
 
     def __post_init__(self, processor_group: Any) -> None:
@@ -411,11 +414,11 @@ class SynthConfig:
 
     @property
     def oscillators(self) -> "SynthConfig":
-        """The same harmonics and noise bands, all else as by default.
+        """The same harmonics, noise bands and levels, all else as by default.
 
         Two configurations that are equal in this share their compiled synthesis.
         """
-        return SynthConfig(self.n_harmonics, self.n_noise_bands)
+        return SynthConfig(self.n_harmonics, self.n_noise_bands, levels=self.levels)
 
     def reverb_length(self, sample_rate: int) -> int:
         """Returns the number of taps of the impulse response."""
@@ -471,8 +474,13 @@ class TrainConfig:
     Attributes:
       steps: Optimiser steps, 0 to 10 million.
       batch_size: Clips a step, 1 to 512.
-      learning_rate: Adam's initial step size, 1e-8 to 10.
-      decay_rate: Factor of the exponential decay, every `decay_steps` steps, as in ddsp; 0 to 1.
+      learning_rate: Adam's largest step size, 1e-8 to 10.
+      schedule: 'cosine': the step size rises for `warmup_steps`, then falls to zero over the other
+        steps as half a cosine (Loshchilov & Hutter 2017, without restarts); 'exponential', as in
+        ddsp: it falls by `decay_rate` every `decay_steps` steps.
+      warmup_steps: Steps over which a cosine's step size rises, 0 to 10 million; a tenth of `steps`
+        at the most.
+      decay_rate: Factor of the exponential decay, 0 to 1.
       decay_steps: Steps between two decays, 1 to 10 million.
       clip_norm: Global norm to which gradients are clipped, 1e-6 to 1e6.
       crop_seconds: Length of the random crop of a clip that a step sees, 0 to 600 s; 0 takes whole
@@ -493,6 +501,8 @@ class TrainConfig:
     steps: int = 300
     batch_size: int = 8
     learning_rate: float = 3e-3
+    schedule: Literal["cosine", "exponential"] = "cosine"
+    warmup_steps: int = 20
     decay_rate: float = 0.98
     decay_steps: int = 10_000
     clip_norm: float = 3.0
@@ -511,6 +521,7 @@ class TrainConfig:
         _check_range(self, "steps", 0, 10_000_000)
         _check_range(self, "batch_size", 1, 512)
         _check_range(self, "learning_rate", 1e-8, 10.0)
+        _check_range(self, "warmup_steps", 0, 10_000_000)
         _check_range(self, "decay_rate", 0.0, 1.0)
         _check_range(self, "decay_steps", 1, 10_000_000)
         _check_range(self, "clip_norm", 1e-6, 1e6)
@@ -519,6 +530,11 @@ class TrainConfig:
         _check_range(self, "checkpoint_every", 1, 10_000_000)
         _check_range(self, "sparsity", 0.0, 0.99)
         _check_range(self, "seed", 0, 2**31 - 1)
+
+    def inactive_parameters(self) -> frozenset[str]:
+        """Names of parameters whose value makes no difference to this training."""
+        cosine = self.schedule == "cosine"
+        return frozenset({"decay_rate", "decay_steps"} if cosine else {"warmup_steps"})
 
 
 def _plain_loss(loss: Any) -> SpectralLoss:
@@ -596,7 +612,7 @@ class ModelConfig:
         """Bindings, 'Stage.parameter', whose value makes no difference to this model."""
         return frozenset(
             f"{gin_name(stage)}.{parameter}"
-            for stage in (self.decoder, self.synth, self.export)
+            for stage in (self.decoder, self.synth, self.train, self.export)
             for parameter in stage.inactive_parameters()
         )
 

@@ -67,9 +67,56 @@ def _hash(x: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
     return x ^ (x >> np.uint32(16))
 
 
+LOUDNESS_SLOPE = 4.0
+"""Of raw amplitude and noise magnitudes over scaled loudness. `exp_sigmoid` tends to `2 * 10**raw`,
+and scaled loudness spans 80 dB: a slope of 4 is one dB a dB."""
+
+
+def absolute_levels(outputs: Any, inputs: Any, config: SynthConfig) -> Any:
+    """Returns a decoder's output with its amplitude and noise as what is synthesised.
+
+    A decoder that has learnt nothing yet then follows the loudness that it is given, and what it
+    learns is a deviation from that. Starting at one level for all frames, most small decoders lose
+    their harmonics in the first hundred steps and never find them again.
+
+    Args:
+      outputs: The decoder's, [..., frames, n_outputs], an array or a tensor.
+      inputs: Its inputs at those frames, [..., frames, 2], see `decoder_inputs`.
+      config: Says what the levels are relative to.
+    """
+    if config.levels == "absolute":
+        return outputs
+    return outputs + inputs[..., :1] * loudness_slopes(config)
+
+
+def loudness_slopes(config: SynthConfig) -> npt.NDArray[np.float32]:
+    """Returns what each output gains with scaled loudness, [n_outputs]; zeros for none."""
+    relative = LOUDNESS_SLOPE if config.levels == "loudness" else 0.0
+    return _by_kind(config, amplitude=relative, distribution=0.0, noise=relative)
+
+
+def initial_outputs(config: SynthConfig) -> npt.NDArray[np.float32]:
+    """Returns what a new decoder is to give for all inputs, [n_outputs]: its output layer's bias.
+
+    Where levels are relative to loudness, a sound of about that loudness whose harmonics fall by
+    some 8 dB an octave, with noise 40 dB below; else zeros.
+    """
+    if config.levels == "absolute":
+        return np.zeros(config.n_outputs, np.float32)
+    falling = -1.5 * np.log10(np.arange(1, config.n_harmonics + 1))
+    return _by_kind(config, amplitude=-5.3, distribution=falling, noise=-2.3)
+
+
+def _by_kind(
+    config: SynthConfig, *, amplitude: float, distribution: npt.ArrayLike, noise: float
+) -> npt.NDArray[np.float32]:
+    parts = [amplitude], np.broadcast_to(distribution, config.n_harmonics)
+    return np.concatenate([*parts, np.full(config.n_noise_bands, noise)]).astype(np.float32)
+
+
 @dataclass(frozen=True)
 class Outputs:
-    """The decoder's output, split. Raw network values, before any scaling.
+    """The decoder's output, split: raw values of absolute levels, before any scaling.
 
     Attributes:
       amplitude: [..., frames, 1].

@@ -51,15 +51,29 @@ class Decoder(tf.Module):  # type: ignore[misc]
     lay the shifted inputs side by side and multiply once.
     """
 
-    def __init__(self, config: DecoderConfig, n_outputs: int, *, seed: int = 0):
-        """Makes the decoder with weights drawn from `seed` ."""
+    def __init__(
+        self,
+        config: DecoderConfig,
+        n_outputs: int,
+        *,
+        seed: int = 0,
+        outputs: npt.NDArray[np.float32] | None = None,
+    ):
+        """Makes a decoder with new weights, see `thesis.architecture.initial_weights`.
+
+        Args:
+          config: The architecture.
+          n_outputs: Channels of the output.
+          seed: Of the weights.
+          outputs: What it begins with for all inputs, about, [n_outputs]; None for zeros.
+        """
         super().__init__(name="decoder")
         self.config = config
         self.plan = config.plan(n_outputs)
         trained = {name for node in self.plan for name in node.weight_shapes}
         self.weights = {
             name: tf.Variable(value, name=name, trainable=name in trained)
-            for name, value in initial_weights(self.plan, seed=seed).items()
+            for name, value in initial_weights(self.plan, seed=seed, outputs=outputs).items()
         }
         self._updates = tf.Variable(0.0, name="updates", trainable=False)
 

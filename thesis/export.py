@@ -116,7 +116,9 @@ def synth_stream_onnx(
     count_frames(graph, F0, axis=0)
     scaled_controls(graph, INPUTS)
     outputs = lay(graph, plan, ready, scheduled)
-    Synth(graph, synth, sample_rate, hop_size, scheduled.delay).lay(outputs, impulse_response)
+    Synth(graph, synth, sample_rate, hop_size, scheduled.delay).lay(
+        outputs, impulse_response, loudness=LOUDNESS
+    )
     delay = scheduled.delay + synthesis_delay(synth, hop_size)
     metadata = _metadata(config, synth, sample_rate, hop_size) | {
         "inputs": ["f0_hz", "loudness_db"],
@@ -139,7 +141,8 @@ def synthesis_stream_onnx(
     """Returns the synthesiser alone as a serialised ONNX model that plays in blocks.
 
     As `synth_stream_onnx`, with a decoder's output in place of the loudness: `outputs`,
-    [1, n_outputs, frames], and `f0_hz`, [frames]. What plays a decoder that cannot stream.
+    [1, n_outputs, frames], of absolute levels (`thesis.controls.absolute_levels`), and `f0_hz`,
+    [frames]. What plays a decoder that cannot stream.
 
     Args:
       config: The architecture of that decoder, for the metadata.

@@ -125,7 +125,8 @@ class ModelFacts:
         if kind not in DECODERS:
             raise ValueError(f"'decoder_type' is {kind!r}, not one of {', '.join(DECODERS)}")
         streams = artifact != "decoder"
-        synth = _config(SynthConfig, read.mapping("synth"))
+        # Models of 0.1 do not say what their levels are relative to: to nothing.
+        synth = _config(SynthConfig, {"levels": "absolute", **read.mapping("synth")})
         hop_size = read.whole("hop_size", *HOP_SIZES)
         if hop_size % synth.hop_multiple:
             raise ValueError(f"'hop_size' of its metadata is no multiple of {synth.hop_multiple}")

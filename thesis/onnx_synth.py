@@ -14,7 +14,7 @@ import numpy.typing as npt
 from onnx import TensorProto
 
 from thesis.config import SynthConfig
-from thesis.controls import DB_RANGE, MIDI_RANGE
+from thesis.controls import DB_RANGE, MIDI_RANGE, loudness_slopes
 from thesis.onnx_decoder import N_FRAMES, POSITION, begun
 from thesis.onnx_graph import NEXT, STATE, Graph
 from thesis.reference import NOISE_BIAS
@@ -69,16 +69,24 @@ class Synth:
     hop_size: int
     late: int
 
-    def lay(self, outputs: str, impulse_response: npt.NDArray[np.float32]) -> None:
+    def lay(
+        self,
+        outputs: str,
+        impulse_response: npt.NDArray[np.float32],
+        *,
+        loudness: str | None = None,
+    ) -> None:
         """Adds the audio of a decoder's outputs, [1, n_outputs, frames], as the output `AUDIO`.
 
         Args:
           outputs: Name of the decoder's output.
           impulse_response: The reverb as it is heard, [taps]; empty for none.
+          loudness: Name of the loudness in dB, [frames], that the outputs are of; None if their
+            levels are absolute already.
         """
         sizes = self.graph.integers(1, self.config.n_harmonics, self.config.n_noise_bands)
         amplitude, distribution, magnitudes = self.graph.nodes(
-            "Split", [self._scaled(outputs), sizes],
+            "Split", [self._scaled(outputs, loudness), sizes],
             ["outputs/amplitude", "outputs/distribution", "outputs/magnitudes"], axis=1,
         )  # fmt: skip
         dry = self.graph.node(
@@ -91,13 +99,22 @@ class Synth:
         self.graph.node("Reshape", [audio, self.graph.integers(-1)], AUDIO)
         self.graph.output(AUDIO, ["samples"])
 
-    def _scaled(self, outputs: str) -> str:
+    def _scaled(self, outputs: str, loudness: str | None) -> str:
         """Returns `exp_sigmoid` of all outputs, [frames, n_outputs]."""
         graph, config = self.graph, self.config
         rows = graph.node("Squeeze", [outputs, graph.integers(0)], "outputs/rows")
         rows = graph.node("Transpose", [rows], "outputs/frames_first", perm=[1, 0])
         bias = np.zeros(config.n_outputs)
         bias[1 + config.n_harmonics :] = NOISE_BIAS
+        slopes = loudness_slopes(config)
+        if loudness and slopes.any():
+            # As `thesis.controls.absolute_levels`, with the scaling of loudness multiplied out.
+            bias += slopes
+            level = self._late("loudness", loudness)
+            level = graph.node("Unsqueeze", [level, graph.integers(1)], "levels/loudness")
+            by_db = graph.constant("levels/slopes", slopes[None] / DB_RANGE)
+            level = graph.node("Mul", [level, by_db], "levels/relative")
+            rows = graph.node("Add", [rows, level], "levels/absolute")
         x = graph.node("Add", [rows, graph.constant("outputs/bias", bias)], "outputs/biased")
         # 2 sigmoid(x) ** ln(10) + 1e-7
         x = graph.node("Log", [graph.node("Sigmoid", [x], "outputs/sigmoid")], "outputs/log")
@@ -105,6 +122,13 @@ class Synth:
         x = graph.node("Add", [x, graph.number(math.log(2.0))], "outputs/doubled")
         x = graph.node("Exp", [x], "outputs/exp")
         return graph.node("Add", [x, graph.number(1e-7)], "outputs/scaled")
+
+    def _late(self, name: str, control: str) -> str:
+        """Returns a control as it was for the frames that come out of the decoder, [frames]."""
+        if not self.late:
+            return control
+        whole = self.graph.remembered(name, control, self.late, shape=[self.late], axis=0)
+        return self.graph.slice(whole, f"{name}/late", axis=0, end=-self.late)
 
     def _first(self, delay: int) -> str:
         """Returns the number of the block's first frame for what is late by so many, [1]."""
@@ -132,10 +156,7 @@ class Synth:
         As `thesis.synthesis.Synthesizer.harmonic`: the sound of a frame is a crossfade to the next.
         """
         graph, hop, n_harmonics = self.graph, self.hop_size, self.config.n_harmonics
-        f0 = F0
-        if self.late:
-            whole = graph.remembered("f0", f0, self.late, shape=[self.late], axis=0)
-            f0 = graph.slice(whole, "harmonics/f0", axis=0, end=-self.late)
+        f0 = self._late("f0", F0)
         f0 = graph.remembered("f0_last", f0, 1, shape=[1], axis=0)
         f0 = graph.node("Cast", [f0], "harmonics/f0_exact", to=TensorProto.DOUBLE)
         first = self._first_inaudible(f0, "harmonics")

@@ -20,7 +20,7 @@ from thesis.batches import Batch, Batches
 from thesis.build import Model
 from thesis.checked_files import read_bytes
 from thesis.config import TrainConfig
-from thesis.controls import decoder_inputs, white_noise
+from thesis.controls import absolute_levels, decoder_inputs, white_noise
 from thesis.data import Clips
 from thesis.errors import UserError
 from thesis.losses import TrainingLoss, spectral_loss, training_loss
@@ -90,11 +90,7 @@ def train(
       ValueError: The clips have other frames than those that the model decodes.
       FileNotFoundError: The folder of checkpoints, or what it is to be made in, is gone.
     """
-    optimizer = tf_keras.optimizers.legacy.Adam(
-        tf_keras.optimizers.schedules.ExponentialDecay(
-            config.learning_rate, config.decay_steps, config.decay_rate
-        )
-    )
+    optimizer = tf_keras.optimizers.legacy.Adam(learning_rate(config))
     done = tf.Variable(0, dtype=tf.int64)
     recent = tf.Variable(np.full(REPORT_EVERY, np.nan))
     first = tf.Variable(np.nan)
@@ -126,8 +122,9 @@ def train(
             inputs = tf.constant(decoder_inputs(batch.f0_hz, batch.loudness_db))
             seed = tf.constant([config.seed, step])
             loss, *slopes = loss_and_slopes(
-                decode(inputs), model.impulse_response, kept.of(batch), seed, batches.n_samples
-            )
+                decode(inputs), inputs, model.impulse_response, kept.of(batch), seed,
+                batches.n_samples,
+            )  # fmt: skip
             gradients, norm = gradients_of(inputs, slopes)
             value = float(loss)
             if not (math.isfinite(value) and math.isfinite(norm)):
@@ -152,6 +149,21 @@ def train(
                 _save(manager)
             if due:
                 yield report
+
+
+def learning_rate(config: TrainConfig) -> Any:
+    """Returns the learning rate as a function of the number of steps that have been made."""
+    schedules = tf_keras.optimizers.schedules
+    if config.schedule == "exponential":
+        return schedules.ExponentialDecay(
+            config.learning_rate, config.decay_steps, config.decay_rate
+        )
+    warmup = min(config.warmup_steps, config.steps // 10)
+    cosine = functools.partial(schedules.CosineDecay, decay_steps=max(config.steps - warmup, 1))
+    if not warmup:
+        return cosine(config.learning_rate)
+    first = config.learning_rate / warmup  # a step at a rate of zero would be none
+    return cosine(first, warmup_target=config.learning_rate, warmup_steps=warmup)
 
 
 @contextlib.contextmanager
@@ -241,8 +253,9 @@ def validate(
     for i in range(len(clips)):
         clip = slice(i, i + 1)
         inputs = decoder_inputs(clips.f0_hz[clip], clips.loudness_db[clip])
+        outputs = absolute_levels(outputs_of(inputs), inputs, model.synthesizer.config)
         renderings[clip], losses[clip] = render(
-            outputs_of(inputs), impulse_response, clips.f0_hz[clip], clips.audio[clip], noise[clip]
+            outputs, impulse_response, clips.f0_hz[clip], clips.audio[clip], noise[clip]
         )
     return Validation(renderings, losses)
 
@@ -377,8 +390,10 @@ def _loss_and_slopes(synthesizer: Synthesizer, minimised: TrainingLoss) -> Any:
 
     @tf.function  # type: ignore[untyped-decorator]
     def of_batch(
-        outputs: Any, impulse_response: Any, clips: list[_Clip], seed: Any, n_samples: int
+        raw: Any, inputs: Any, impulse_response: Any, clips: list[_Clip], seed: Any, n_samples: int
     ) -> tuple[Any, Any, Any]:
+        # What is added has no weights: the slopes along both are the same.
+        outputs = absolute_levels(raw, inputs, synthesizer.config)
         n_clips, n_rendered = len(clips), outputs.shape[1] * synthesizer.hop_size
         noise = tf.random.stateless_uniform([n_clips, n_rendered], seed, minval=-1.0, maxval=1.0)
         with tf.GradientTape() as tape:

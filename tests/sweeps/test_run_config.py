@@ -604,3 +604,34 @@ def test_the_example_for_users_of_ddsp_is_a_run(run_of):
     run = run_of(example)
     assert run.model.synth.reverb_seconds == 3.0
     assert run.model.train.losses == (SpectralLoss(logmag_weight=1.0, delta_time_weight=0.5),)
+
+
+# --- What has changed once ---
+
+
+def test_a_resolved_text_says_what_releases_do_differently(run_of):
+    run = run_of(SMALLEST)
+    assert "Synth.levels = 'loudness'" in run.text
+    assert "train.schedule = 'cosine'" in run.text
+    assert (run.model.synth.levels, run.model.train.schedule) == ("loudness", "cosine")
+
+
+def test_a_text_of_a_release_that_did_not_say_means_what_it_meant_then(run_of):
+    old = "\n".join(
+        line
+        for line in run_of(SMALLEST).text.splitlines()
+        if "levels" not in line and "schedule" not in line
+    )
+    run = parse_run(old)
+    assert (run.model.synth.levels, run.model.train.schedule) == ("absolute", "exponential")
+    assert run.text == old  # what continues a sweep is compared with what it was started with
+    candidate = run.space.candidate({"channels": 2})
+    assert parse_candidate(run.text_for(candidate), candidate).synth.levels == "absolute"
+    assert parse_run(old, ["Synth.levels='loudness'"]).model.synth.levels == "loudness"
+
+
+def test_who_binds_ddsp_s_decay_has_it(run_of):
+    run = run_of(SMALLEST + "train.decay_rate = 0.5\n")
+    assert (run.model.train.schedule, run.model.train.decay_rate) == ("exponential", 0.5)
+    run = run_of(SMALLEST + "train.decay_rate = 0.5\ntrain.schedule = 'cosine'\n")
+    assert run.model.train.schedule == "cosine"

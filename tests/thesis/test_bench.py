@@ -13,7 +13,7 @@ from thesis import bench as benched
 from thesis import bench_process, bench_variants, runtimes
 from thesis.bench import bench
 from thesis.bench_process import FreshProcess, Loaded, Subject
-from thesis.controls import decoder_inputs, white_noise
+from thesis.controls import absolute_levels, decoder_inputs, white_noise
 from thesis.errors import BenchError, BundleError, DatasetError, ExportError, MissingRuntimeError
 from thesis.reference import synthesize
 from thesis.runtimes.contract import Quantisation
@@ -451,7 +451,8 @@ def test_losses_are_those_of_what_is_heard(path, dataset):
     losses = []
     for i in range(len(clips)):
         inputs = decoder_inputs(clips.f0_hz[i], clips.loudness_db[i])
-        outputs = bundle.session.decode(inputs[None])[0]
+        decoded = bundle.session.decode(inputs[None])[0]
+        outputs = absolute_levels(decoded, inputs, bundle.session.synth)
         rates = {"sample_rate": RATE, "hop_size": HOP, "config": bundle.session.synth}
         audio = synthesize(outputs, clips.f0_hz[i], noise[i], bundle.impulse_response, **rates)
         losses.append(spectral_loss(clips.audio[i : i + 1], audio[None].astype(np.float32)).numpy())

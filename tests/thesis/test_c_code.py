@@ -21,7 +21,7 @@ from thesis.config import (
     RnnFcConfig,
     SynthConfig,
 )
-from thesis.controls import decoder_inputs, white_noise
+from thesis.controls import absolute_levels, decoder_inputs, white_noise
 from thesis.errors import ExportError, StreamError
 from thesis.export import synth_stream_onnx
 from thesis.stream import SynthStream
@@ -71,11 +71,11 @@ class Model:
 
     def rendered(self, f0_hz, loudness_db, decoded=None):
         """What the twin makes of the whole clip."""
+        inputs = decoder_inputs(f0_hz, loudness_db)
         if decoded is None:
-            inputs = decoder_inputs(f0_hz, loudness_db)
             decoded = reference.decode(inputs, self.weights, self.decoder)
         return reference.synthesize(
-            decoded,
+            absolute_levels(decoded, inputs, self.synth),
             f0_hz,
             white_noise(self.seed, 1, f0_hz.size * self.hop_size)[0],
             self.response,
@@ -106,6 +106,7 @@ STREAMING = st.from_type(DecoderConfig).filter(lambda config: getattr(config, "n
         n_harmonics=st.sampled_from([1, 2, 8, 9, 60, 200]),
         n_noise_bands=st.sampled_from([3, 4, 9, 65, 257]),
         reverb_seconds=st.sampled_from([0.0, 1e-4, 0.003, 0.05, 0.3]),
+        levels=st.sampled_from(["loudness", "absolute"]),
     ),
     hop_size=st.sampled_from([1, 5, 16, 63, 64, 100, 192]),
     seed=st.integers(0, 1000),

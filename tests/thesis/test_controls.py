@@ -3,8 +3,16 @@
 import numpy as np
 import pytest
 
+from thesis import reference
 from thesis.config import SynthConfig
-from thesis.controls import Outputs, decoder_inputs, noise_key, white_noise
+from thesis.controls import (
+    Outputs,
+    absolute_levels,
+    decoder_inputs,
+    initial_outputs,
+    noise_key,
+    white_noise,
+)
 
 
 def test_inputs_are_scaled_as_ddsp_scales_them():
@@ -98,3 +106,29 @@ def test_nan_is_not_taken_for_silence_or_no_pitch(column):
         [column == 0, column == 1],
         [False, False],
     ]
+
+
+def test_levels_follow_loudness_a_db_for_a_db():
+    config = SynthConfig(n_harmonics=5, n_noise_bands=4)
+    loudness_db = np.array([-50.0, -40.0, -30.0])
+    inputs = decoder_inputs(np.full(3, 440.0), loudness_db)
+    outputs = np.broadcast_to(initial_outputs(config), (3, config.n_outputs))
+    levels = Outputs.split(absolute_levels(outputs, inputs, config), config)
+    for raw in (levels.amplitude, levels.noise_magnitudes + reference.NOISE_BIAS):
+        db = 20 * np.log10(reference.exp_sigmoid(raw))[:, 0]
+        np.testing.assert_allclose(np.diff(db), 10, atol=1)
+    np.testing.assert_array_equal(levels.harmonic_distribution, outputs[:, 1:6])
+
+
+def test_a_new_decoder_s_harmonics_fall_by_some_8_db_an_octave():
+    config = SynthConfig(n_harmonics=64)
+    raw = Outputs.split(initial_outputs(config), config).harmonic_distribution
+    shares_db = 20 * np.log10(reference.exp_sigmoid(raw))
+    np.testing.assert_allclose(shares_db[[15, 31, 63]] - shares_db[[7, 15, 31]], -8, atol=0.6)
+
+
+def test_absolute_levels_are_left_as_they_are():
+    config = SynthConfig(levels="absolute")
+    outputs = np.ones((3, config.n_outputs))
+    assert absolute_levels(outputs, np.ones((3, 2)), config) is outputs
+    assert not initial_outputs(config).any()

@@ -259,3 +259,12 @@ def test_a_model_that_gives_fewer_frames_than_it_takes_is_one_line() -> None:
 def test_models_share_a_bounded_memory() -> None:
     options = onnx_runtime.session_options()
     assert options.get_session_config_entry("session.use_env_allocators") == "1"
+
+
+def test_a_model_that_does_not_say_has_absolute_levels() -> None:
+    metadata = metadata_of("decoder")
+    assert Session(with_metadata("decoder", metadata)).synth.levels == "loudness"
+    synth = json.loads(metadata["synth"])
+    del synth["levels"]
+    old = with_metadata("decoder", metadata | {"synth": json.dumps(synth)})
+    assert Session(old).synth.levels == "absolute"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from thesis import reference
 from thesis.config import REFERENCE_DECODER, DecoderConfig, SynthConfig
-from thesis.controls import decoder_inputs, white_noise
+from thesis.controls import absolute_levels, decoder_inputs, white_noise
 from thesis.errors import ExportError, StreamError
 from thesis.export import decoder_stream_onnx, synth_stream_onnx
 from thesis.runtimes.onnx_runtime import Session
@@ -86,7 +86,8 @@ def played(stream, f0_hz, loudness_db, seed):
 
 def clip_by_reference(stream, weights, config, response, f0_hz, loudness_db, seed):
     """The float64 twin's audio of the whole clip, late as the stream's."""
-    outputs = reference.decode(decoder_inputs(f0_hz, loudness_db), weights, config)
+    inputs = decoder_inputs(f0_hz, loudness_db)
+    outputs = absolute_levels(reference.decode(inputs, weights, config), inputs, stream.synth)
     rates = {"sample_rate": stream.sample_rate, "hop_size": stream.hop_size}
     noise = white_noise(seed, 1, len(f0_hz) * stream.hop_size)[0]
     clip = reference.synthesize(outputs, f0_hz, noise, response, config=stream.synth, **rates)
@@ -97,6 +98,7 @@ synths = st.builds(
     SynthConfig,
     n_harmonics=st.one_of(st.integers(1, 70), st.just(200)),
     n_noise_bands=st.one_of(st.integers(3, 80), st.just(257)),
+    levels=st.sampled_from(["loudness", "absolute"]),
 )
 
 
@@ -156,7 +158,8 @@ def test_the_stream_is_what_tensorflow_trains(make_model, small, rates):
     stream = SynthStream(synth_stream_onnx(small.decoder, small.synth, weights, response, **rates))
     f0_hz, loudness_db = pitch(200, 0), np.full(200, -30, np.float32)
     noise = white_noise(0, 1, 200 * 64)
-    outputs = model.decoder(decoder_inputs(f0_hz, loudness_db)[None])
+    inputs = decoder_inputs(f0_hz, loudness_db)[None]
+    outputs = absolute_levels(model.decoder(inputs), inputs, small.synth)
     clip = model.synthesizer(outputs, f0_hz[None], noise, response)[0].numpy()
     audio = played(stream, f0_hz, loudness_db, seed=0)
     np.testing.assert_allclose(audio[64:], clip[:-64], atol=1e-4)

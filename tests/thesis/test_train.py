@@ -11,9 +11,9 @@ from thesis import reference
 from thesis import train as stage
 from thesis.batches import Batches
 from thesis.config import TrainConfig
-from thesis.controls import decoder_inputs, white_noise
+from thesis.controls import absolute_levels, decoder_inputs, white_noise
 from thesis.losses import magnitude_bytes, training_loss
-from thesis.train import DivergedError, train, validate
+from thesis.train import DivergedError, learning_rate, train, validate
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def losses(running):
 def test_the_loss_falls(make_model, clips, small):
     reports = list(train(make_model(), clips, replace(small.train, steps=40)))
     assert [report.step for report in reports] == [10, 20, 30, 40]
-    assert reports[-1].loss < 0.8 * reports[0].loss
+    assert reports[-1].loss < 0.9 * reports[0].loss
 
 
 def test_reports_are_means_and_the_last_step_reports(make_model, clips, small, monkeypatch):
@@ -75,12 +75,14 @@ def test_a_resumed_run_continues_as_if_it_had_never_stopped(
 
 
 def test_a_resumed_run_keeps_the_running_moments_and_how_many_batches_they_hold(
-    make_model, clips, small, tmp_path
+    make_model, clips, small, every_step, tmp_path
 ):
     whole = make_model(norm="batch")
     list(train(whole, clips, small.train))
-    first = replace(small.train, steps=4)
-    list(train(make_model(norm="batch"), clips, first, checkpoints=tmp_path))
+    running = train(make_model(norm="batch"), clips, small.train, checkpoints=tmp_path)
+    for _ in range(4):
+        next(running)
+    running.close()
     resumed = make_model(seed=9, norm="batch")
     list(train(resumed, clips, small.train, checkpoints=tmp_path))
     expected = whole.decoder.named_weights()
@@ -263,12 +265,30 @@ def test_the_reverb_is_heard_and_trained_through_its_envelope(dataset, small, ra
 
     list(train(model, dataset.clips("train"), replace(small.train, steps=3)))
     taps = model.reverb.numpy()
-    assert abs(taps[600:]).max() > 1e-3  # Adam has moved the tail as far as the rest
+    assert abs(taps[600:]).max() > 1e-4  # Adam has moved the tail as far as the rest
     np.testing.assert_allclose(model.impulse_response, taps * envelope, rtol=1e-5, atol=1e-12)
     assert abs(model.impulse_response.numpy()[600:]).max() < 1e-6
 
 
 # --- Pruning ---
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(400, 20), (50, 5), (7, 0)])
+def test_a_cosine_rises_in_a_few_steps_and_falls_to_zero_over_the_others(steps, warmup):
+    rate = learning_rate(TrainConfig(steps=steps, learning_rate=8e-3))
+    rates = np.array([float(rate(step)) for step in range(steps + 1)])
+    fell = (1 + np.cos(np.pi * np.arange(steps + 1 - warmup) / (steps - warmup))) / 2
+    np.testing.assert_allclose(rates[warmup:], 8e-3 * fell, atol=1e-6)
+    assert (rates[:-1] > 0).all()
+    assert (np.diff(rates[: warmup + 1]) > 0).all()
+
+
+def test_an_exponential_schedule_is_that_of_ddsp():
+    config = TrainConfig(
+        schedule="exponential", learning_rate=1e-3, decay_steps=100, decay_rate=0.5
+    )
+    rate = learning_rate(config)
+    np.testing.assert_allclose([rate(0), rate(100), rate(250)], 1e-3 * 0.5 ** np.array([0, 1, 2.5]))
 
 
 def test_a_sparse_model_has_so_many_weights_of_zero_and_its_loss_falls(make_model, clips, small):
@@ -336,7 +356,7 @@ def test_a_loss_that_never_was_finite_says_so(make_model, clips, small):
 def test_a_gradient_that_is_not_finite_does_not_reach_the_weights(
     make_model, clips, small, monkeypatch
 ):
-    def broken(outputs, response, *_):
+    def broken(outputs, inputs, response, *_):
         return 1.0, outputs * np.nan, response
 
     monkeypatch.setattr(stage, "_loss_and_slopes", lambda *_: broken)
@@ -409,13 +429,14 @@ def test_summaries_hold_what_was_reported(make_model, clips, small, every_step, 
     for report in reports:
         assert written["train/loss", report.step] == pytest.approx(report.loss)
         assert written["train/gradient_norm", report.step] > 0
-        assert written["train/learning_rate", report.step] == pytest.approx(3e-3, rel=1e-3)
+        rate = float(learning_rate(small.train)(report.step))
+        assert written["train/learning_rate", report.step] == pytest.approx(rate)
 
 
 def test_steps_have_noise_of_their_own(make_model, clips, small, monkeypatch):
     seeds = []
 
-    def seen(outputs, response, clips, seed, n_samples):
+    def seen(outputs, inputs, response, clips, seed, n_samples):
         seeds.append(seed.numpy().tolist())
         return 1.0, outputs, response
 
@@ -439,9 +460,10 @@ def test_frames_of_another_hop_than_the_models_are_refused(make_model, clips, sm
 def rendered_by_reference(model, clips, outputs_of, rates, seed):
     noise = white_noise(seed, *clips.audio.shape)
     for i in range(len(clips)):
-        outputs = outputs_of(decoder_inputs(clips.f0_hz[i], clips.loudness_db[i])[None])[0]
+        inputs = decoder_inputs(clips.f0_hz[i], clips.loudness_db[i])
         response = model.impulse_response.numpy()
         config = model.synthesizer.config
+        outputs = absolute_levels(outputs_of(inputs[None])[0], inputs, config)
         yield reference.synthesize(
             outputs, clips.f0_hz[i], noise[i], response, config=config, **rates
         )

@@ -4,12 +4,16 @@
 static inline void ddsp_synthesize(ddsp_state *s, int64_t frame, float *audio)
 {
     const int64_t number = frame - DDSP_DECODER_DELAY; /* counted from the first that was decoded */
-    const float *outputs = DDSP_ROW(s->output, frame);
-    const float f0_hz = DDSP_ROW(s->f0, number);
+    const float *decoded = DDSP_ROW(s->output, frame);
+    const float f0_hz = DDSP_ROW(s->f0, number), loudness = DDSP_ROW(s->loudness, number);
+    float outputs[DDSP_OUTPUTS];
     if (frame < DDSP_DECODER_DELAY) {
         memset(audio, 0, DDSP_HOP * sizeof *audio);
         return;
     }
+    /* Levels are relative to loudness, or to nothing: slopes are zero then. */
+    for (int i = 0; i < DDSP_OUTPUTS; i++)
+        outputs[i] = decoded[i] + loudness * ddsp_slopes[i];
     ddsp_harmonics(s, outputs, f0_hz, s->dry + (DDSP_SYNTHESIS_DELAY - 1) * DDSP_HOP);
     if (number == 0)
         s->cycles = 0.0; /* the way to the first frame is no part of it */
