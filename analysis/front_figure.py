@@ -9,6 +9,7 @@ from matplotlib.text import Annotation
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 from matplotlib.transforms import BboxBase
 
+from sweeps.errors import MetricError
 from sweeps.objectives import Objective, metric
 from sweeps.pareto import ParetoFront
 from sweeps.trial import Status, Trial
@@ -40,9 +41,15 @@ def draw_front(
       baseline_id: Id of the trial that is the baseline, pointed out too.
 
     Raises:
+      MetricError: The front has not two objectives.
       OutputError: The file cannot be written.
     """
-    quality, cost = front.objectives[:2]
+    if len(front.objectives) != 2:
+        raise MetricError(
+            f"a figure shows two objectives, not {len(front.objectives)}",
+            hint="name two with --metrics",
+        )
+    quality, cost = front.objectives
     completed = [t for t in trials if t.status is Status.COMPLETED]
     members = [t.id for t in front.members]
     figure = Figure(figsize=(8.4, 5), dpi=150, layout="constrained")

@@ -367,7 +367,7 @@ def _front(options: argparse.Namespace) -> None:
     else:
         print_front(front, options.sweep)
         if front.members:
-            trial = (knee(front) if len(names) == 2 else front.members[0]).id[:6]
+            trial = knee(front).id[:6]
             _say(f"next: sweeps promote {trial} --to bundles/{trial}{_storage_flag(options)}")
 
 

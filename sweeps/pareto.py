@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sweeps.errors import MetricError, TrialError
-from sweeps.objectives import Limit, Metric, Objective, metric
+from sweeps.objectives import MOST_MISSED, Limit, Metric, Objective, metric, sings
 from sweeps.trial import Reason, Status, Trial
 
 Floats = npt.NDArray[np.float64]
@@ -331,33 +331,46 @@ def _peel(points: Floats) -> Ints:
     return np.concatenate([np.empty(0, np.intp), *members])
 
 
-def knee(front: ParetoFront) -> Trial:
-    """Returns the member where giving up a little of one objective stops buying much of the other.
+def knee(front: ParetoFront, *, most_missed: float = MOST_MISSED) -> Trial:
+    """Returns the member that is the best compromise of all objectives.
 
-    That is the member furthest from the straight line between the two ends of the front, on the
-    side of the ideal point (I. Das 1999, "On characterizing the 'knee' of the Pareto curve based
-    on normal-boundary intersection"). Axes are scaled to 0..1 first; costs by their logarithm where
-    all are positive, since twice as fast means the same at any speed. A front of one or two
-    members has no bend: its first member is returned.
+    That is the member that alone beats the largest volume, up to the worst corner of the front:
+    the product, over the objectives, of how far it is from the front's worst value. Compromise
+    programming away from the nadir (Ehrgott & Tenfelde-Podehl 2003, "Computation of ideal and
+    nadir values and implications for their use in MCDM methods"), with the product that J. Nash
+    asks for (1950, "The bargaining problem"). On a convex front it is where the front bends. A
+    concave front has no bend, and a straight line between its ends (I. Das 1999, "On
+    characterizing the 'knee' of the Pareto curve") or a weighted sum (Branke et al. 2004, "Finding
+    knees in multi-objective optimization") finds an end of it: the best in one thing, at any price
+    in the others. The volume of what is worst in something is zero, so an end is returned only
+    where there is nothing else.
+
+    Axes are scaled to 0..1 over the front; costs by their logarithm where all are positive, since
+    twice as fast means the same at any speed. Ties, those of a front of two ends among them, go to
+    the larger sum in place of the product, then to the better first objective.
+
+    Members that do not sing (`sweeps.objectives.sings`) neither count nor set the scale, unless
+    there are no others.
+
+    Args:
+      front: Of any number of objectives.
+      most_missed: Largest share of missed pitch at which a model sings.
 
     Raises:
-      MetricError: The front does not have two objectives.
       TrialError: The front is empty.
     """
-    if len(front.objectives) != 2:
-        raise MetricError(
-            f"a knee needs two objectives, not {len(front.objectives)}",
-            hint="ask for a front of two metrics",
-        )
     if not front.members:
         raise TrialError("the front is empty", hint="'sweeps status' shows what became of trials")
-    x, y = (_axis(front.members, objective) for objective in front.objectives)
-    # On a front the ends are (0, 1) and (1, 0), so distance to their line goes with 1 - x - y.
-    return front.members[int(np.argmax(1.0 - x - y))]
+    members = [t for t in front.members if sings(t, most_missed)] or front.members
+    better = np.stack([1.0 - _axis(members, o) for o in front.objectives], axis=1)
+    scores = np.stack([better.prod(axis=1), better.sum(axis=1), better[:, 0]], axis=1)
+    # What differs by rounding only is equal: a front in other units has the same knee.
+    ranks: list[list[float]] = np.round(scores, 9).tolist()
+    return members[ranks.index(max(ranks))]
 
 
 def _axis(members: Sequence[Trial], objective: Objective) -> Floats:
-    """Returns an objective's values scaled to 0, the best of the front, .. 1, the worst."""
+    """Returns an objective's values scaled to 0, the best of the members, .. 1, the worst."""
     values = np.array([objective.of(trial) for trial in members], np.float64)
     if metric(objective.metric).spans_decades and (values > 0).all():
         values = np.log(values)

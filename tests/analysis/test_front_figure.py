@@ -7,6 +7,7 @@ import pytest
 
 from analysis import front_figure
 from analysis.front_figure import draw_front
+from sweeps.errors import MetricError
 from sweeps.objectives import objective
 from sweeps.pareto import knee, pareto_front
 from sweeps.trial import Candidate, Measurement, Reason, Trial
@@ -59,6 +60,13 @@ def test_a_png_of_a_readable_size_is_written(draw, tmp_path):
     width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
     assert width >= 1000
     assert height >= 600
+
+
+@pytest.mark.parametrize("names", [("val_loss",), ("val_loss", "rtf_ratio", "parameters")])
+def test_a_figure_of_one_or_three_objectives_is_refused(draw, tmp_path, names):
+    with pytest.raises(MetricError, match=f"two objectives, not {len(names)}"):
+        draw(TRIALS, names=names)
+    assert not (tmp_path / "front.png").exists()
 
 
 def test_each_completed_trial_is_drawn_once(draw):

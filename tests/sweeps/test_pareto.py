@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 
 from sweeps import pareto
 from sweeps.errors import MetricError, TrialError
-from sweeps.objectives import Goal, Limit, Objective, objective
+from sweeps.objectives import Goal, Limit, Objective, objective, sings
 from sweeps.pareto import (
     Exclusion,
     GrowingFront,
@@ -220,29 +220,79 @@ def test_hosts_of_trials_that_do_not_compete_do_not_matter():
     assert numbers(pareto_front(trials, [LOSS, objective("rtf")])) == [0]
 
 
+# --- The knee
+
+
+def front_at(*points):
+    return pareto_front(trials_at(*points), [LOSS, COST])
+
+
+def knee_at(*points):
+    """Number of the point that is the knee of their front."""
+    return knee(front_at(*points)).candidate["number"]
+
+
 def test_knee_is_the_member_with_the_best_of_both():
-    front = pareto_front(trials_at((10, 1), (2, 2), (0, 16)), [LOSS, COST])
-    assert knee(front).candidate["number"] == 1
+    assert knee_at((10, 1), (2, 2), (0, 16)) == 1
 
 
 def test_knee_counts_costs_by_their_ratio():
     # By difference 8 of 1..100 is nearly free, and trial 1 the knee; by ratio it is half the way.
-    points = ((1.0, 1.0), (0.40, 8.0), (0.62, 2.0), (0.0, 100.0))
-    front = pareto_front(trials_at(*points), [LOSS, COST])
-    assert knee(front).candidate["number"] == 2
+    assert knee_at((1.0, 1.0), (0.44, 8.0), (0.62, 2.0), (0.0, 100.0)) == 2
 
 
-def test_knee_does_not_depend_on_units():
-    points = [(10, 1), (4, 2), (3, 8), (1, 20)]
-    front = pareto_front(trials_at(*points), [LOSS, COST])
-    scaled = pareto_front(trials_at(*((x * 7 + 3, y * 1000) for x, y in points)), [LOSS, COST])
-    assert numbers(front) == numbers(scaled)
-    assert knee(front).id == knee(scaled).id
+@pytest.mark.parametrize(
+    ("shape", "points", "expected"),
+    [
+        ("convex", [(100, 1), (30, 2), (12, 4), (6, 8), (0, 16)], 1),
+        ("concave", [(100, 1), (97, 2), (88, 4), (65, 8), (0, 16)], 3),
+        ("concave and symmetric", [(4, 1), (3.9, 2.0**1.5), (3, 8), (1.5, 2**3.9), (0, 16)], 2),
+        ("linear", [(4, 1), (3, 2), (2, 4), (1, 8), (0, 16)], 2),
+        # What is beside the bend costs more than it brings, although it is better balanced.
+        ("bent off the middle", [(100, 1), (30, 1.2), (26, 2), (0, 16)], 1),
+        ("two members: the better model", [(10, 1), (5, 4)], 1),
+        ("one member", [(10, 1)], 0),
+        ("a step", [(10, 1), (9.999, 2), (0.001, 4), (0, 16)], 2),
+        ("an outlier at the cheap end", [(1e6, 0.001), (9, 1), (8, 2), (7, 4)], 1),
+        ("an outlier at the dear end", [(10, 1), (6, 2), (5, 4), (0, 1e6)], 2),
+        ("no scale of ratios", [(10, -1), (2, 0), (0, 16)], 1),
+    ],
+)
+def test_knee_of_fronts_of_all_shapes(shape, points, expected):
+    assert knee_at(*points) == expected, shape
 
 
-def test_knee_of_one_member_is_that_member():
-    front = pareto_front(trials_at((1, 1)), [LOSS, COST])
-    assert knee(front) is front.members[0]
+def test_knee_where_higher_is_better():
+    speed = objective("x_real_time")
+    points = [(10, 1.0), (4, 2.0), (3, 8.0), (1, 20.0)]
+    trials = [trial(i, val_loss=loss, rtf=cost) for i, (loss, cost) in enumerate(points)]
+    assert knee(pareto_front(trials, [LOSS, speed])).candidate["number"] == knee_at(*points) == 1
+
+
+def test_knee_of_equal_members_is_one_of_them_and_always_the_same():
+    points = [(10, 1), (2, 2), (2, 2), (0, 16)]
+    front = front_at(*points)
+    assert knee(front) is min((front.members[1], front.members[2]), key=lambda t: t.id)
+
+
+@pytest.mark.parametrize(
+    ("points", "expected"),
+    [
+        ([(0, 9, 9), (9, 0, 9), (9, 9, 0), (3, 3, 3)], 3),
+        # Each is the worst in something: of those the one that is near the best in the others.
+        ([(0, 0.1, 9), (9, 0, 0.5), (2, 9, 0)], 0),
+    ],
+)
+def test_knee_of_three_objectives(points, expected):
+    names = ("val_loss", "f0_error_cents", "loudness_error_db")
+    trials = [trial(i, **dict(zip(names, point, strict=True))) for i, point in enumerate(points)]
+    front = pareto_front(trials, [objective(name) for name in names])
+    assert len(front.members) == len(points)
+    assert knee(front).candidate["number"] == expected
+
+
+def test_knee_of_one_objective_is_the_best():
+    assert knee(pareto_front(trials_at((3, 1), (1, 2), (2, 3)), [LOSS])).candidate["number"] == 1
 
 
 def test_knee_of_an_empty_front_is_refused():
@@ -250,9 +300,100 @@ def test_knee_of_an_empty_front_is_refused():
         knee(pareto_front([], [LOSS, COST]))
 
 
-def test_knee_of_three_objectives_is_refused():
-    with pytest.raises(MetricError, match="two objectives, not 3"):
-        knee(pareto_front([], [LOSS, COST, objective("parameters")]))
+def silent_at(number, loss, cost, missed=1.0):
+    return trial(number, val_loss=loss, rtf_ratio=cost, f0_missed_share=missed)
+
+
+def test_knee_sings_where_a_member_does():
+    # The silent ones would set the scale, which makes the cheapest of the others the knee.
+    trials = [silent_at(8, 90, 0.01), silent_at(9, 3.5, 1.5), *trials_at((10, 1), (3, 2), (0, 16))]
+    front = pareto_front(trials, [LOSS, COST])
+    assert len(front.members) == 5
+    assert knee(front).candidate["number"] == 1
+    assert knee(front, most_missed=1.0).candidate["number"] == 0
+
+
+def test_knee_of_silent_members_is_as_if_all_of_them_sang():
+    points = [(10, 1), (2, 2), (0, 16)]
+    silent = [silent_at(i, *point) for i, point in enumerate(points)]
+    assert knee(pareto_front(silent, [LOSS, COST])).candidate["number"] == knee_at(*points)
+
+
+# Whole losses, and costs that are powers of two: factors of two change no digit of either.
+some_points = st.lists(st.tuples(st.integers(0, 12), st.integers(-6, 6)), min_size=1, max_size=12)
+
+
+def in_units(points, *, loss=1.0, cost=1.0):
+    return [(loss * x, cost * 2.0**y) for x, y in points]
+
+
+def is_end(front, member):
+    """Whether a member is the worst of a front in something."""
+    return any(
+        max(o.sign * o.of(t) for t in front.members) == o.sign * o.of(member)
+        for o in front.objectives
+    )
+
+
+@given(some_points)
+def test_knee_is_a_member_and_no_end_if_there_is_another(points):
+    front = front_at(*in_units(points))
+    chosen = knee(front)
+    assert chosen in front.members
+    assert not is_end(front, chosen) or all(is_end(front, t) for t in front.members)
+
+
+@given(some_points, st.integers(-8, 8), st.integers(-8, 8), st.randoms(use_true_random=False))
+def test_knee_depends_neither_on_units_nor_on_the_order_of_trials(points, loss, cost, random):
+    front = front_at(*in_units(points))
+    scaled = trials_at(*in_units(points, loss=2.0**loss, cost=2.0**cost))
+    random.shuffle(scaled)
+    assert knee(pareto_front(scaled, [LOSS, COST])).id == knee(front).id
+
+
+@given(some_points, st.tuples(st.integers(0, 3), st.integers(0, 3)))
+def test_knee_does_not_depend_on_what_is_beaten(points, further):
+    front = front_at(*in_units(points))
+    beaten = [(x + further[0] + 1, y + further[1]) for x, y in points]
+    assert knee(front_at(*in_units([*points, *beaten]))).id == knee(front).id
+
+
+@given(some_points, st.data())
+def test_knee_does_not_depend_on_members_between_the_ends_that_it_is_preferred_to(points, data):
+    """Independence of irrelevant alternatives, one of Nash's axioms."""
+    front = front_at(*in_units(points))
+    chosen = knee(front)
+    others = [t for t in front.members if t is not chosen and not is_end(front, t)]
+    if not others:
+        return
+    left_out = data.draw(st.sampled_from(others))
+    left = [t for t in front.members if t is not left_out]
+    assert knee(pareto_front(left, [LOSS, COST])).id == chosen.id
+
+
+@given(some_points, st.lists(st.booleans(), min_size=12, max_size=12))
+def test_knee_never_is_silent_if_a_member_sings(points, silent):
+    trials = [
+        trial(i, val_loss=loss, rtf_ratio=cost, f0_missed_share=0.9 if silent[i] else 0.1)
+        for i, (loss, cost) in enumerate(in_units(points))
+    ]
+    front = pareto_front(trials, [LOSS, COST])
+    singing = [t for t in front.members if sings(t)]
+    assert sings(knee(front)) == bool(singing)
+    if singing:
+        assert knee(front) == knee(pareto_front(singing, [LOSS, COST]))
+
+
+@given(st.integers(3, 9), st.floats(0.3, 4.0))
+def test_knee_of_a_symmetric_front_is_in_its_middle(size, bend):
+    """Convex, linear or concave: the superellipse x**bend + y**bend = 1, and its mirror image."""
+    angles = np.linspace(0, math.pi / 2, size)
+    x, y = np.cos(angles) ** (2 / bend), np.sin(angles) ** (2 / bend)
+    names = ("val_loss", "loudness_error_db")
+    points = np.stack([x, y], axis=1)
+    trials = [trial(i, **dict(zip(names, point, strict=True))) for i, point in enumerate(points)]
+    front = pareto_front(trials, [objective(name) for name in names])
+    assert knee(front).candidate["number"] in {(size - 1) // 2, size // 2}
 
 
 cells = st.integers(1, 4).flatmap(
