@@ -19,7 +19,7 @@ from sweeps.keeping import fetch, keeping
 from sweeps.ledger import Ledger
 from sweeps.scratch import private_folder
 from sweeps.shipping import dataset_here
-from sweeps.trial import Attempt, Candidate, Provenance, Reason, Status, Trial
+from sweeps.trial import Attempt, Candidate, Provenance, Reason, Trial
 from thesis.errors import UserError
 
 
@@ -152,7 +152,7 @@ def evaluate_and_record(
         ledger.check_there()  # a mount that is lost may be what it crashed of
         return ledger.get(trial.id) if ledger.holds(trial.id) else trial
     # A worker that was thought dead may end after its replacement. The model is of the record.
-    made = trial.status is Status.COMPLETED and (workdir / "artifacts").is_dir()
+    made = trial.trained and (workdir / "artifacts").is_dir()
     if made and not ledger.holds(trial.id):
         ledger.put_artifacts(trial.id, workdir / "artifacts")
     if not ledger.append(trial):

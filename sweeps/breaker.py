@@ -9,8 +9,8 @@ all of them. So crashes are held against a launch as long as nothing works in it
   one of them may. One candidate never is.
 - Whatever has got further than those that crashed speaks for the launch. Who asks waits for what
   still runs.
-- A trial that completes, or that is stopped at a rung, settles it: the launch works. So does who
-  launches with `--keep-going`.
+- A trial that is trained to its end, or stopped at a rung, settles it: the launch works. So does
+  who launches with `--keep-going`.
 """
 
 import re
@@ -45,7 +45,7 @@ class Breaker:
     """Watches the trials of a launch, and tells whether all of them crash alike.
 
     Attributes:
-      works: A trial has completed, or was stopped at a rung; no fault will be found any more.
+      works: A trial was trained to its end, or stopped at a rung; no fault will be found any more.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class Breaker:
             self._reached[candidate] = max(share, self._reached.get(candidate, 0.0))
 
     def worked(self) -> None:
-        """A trial has completed, or was stopped at a rung."""
+        """A trial was trained to its end, or stopped at a rung."""
         self.works = True
 
     def died(self, candidate: Candidate, cause: str, reason: Reason) -> None:

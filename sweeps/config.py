@@ -30,11 +30,16 @@ from thesis.errors import ConfigError
 
 @dataclass(frozen=True)
 class Limits:
-    """Beyond these a candidate is infeasible: it is recorded, not trained. None is no limit."""
+    """Beyond these a candidate is infeasible: it is recorded, and no member of a front.
+
+    Costs are known before training, so that one that is too dear is not trained. The share of
+    missed pitch is known only after it. None is no limit.
+    """
 
     receptive_field_seconds: float | None = None
     parameters: int | None = None
     rtf_ratio: float | None = None
+    f0_missed_share: float | None = None
 
     @property
     def given(self) -> dict[str, float]:
@@ -120,6 +125,7 @@ def _sweep(
     max_receptive_field_seconds: float | None = None,
     max_parameters: int | None = None,
     max_rtf_ratio: float | None = None,
+    max_f0_missed_share: float | None = None,
     population_size: int | None = None,
     startup_trials: int | None = None,
     grid_points: int | None = None,
@@ -138,6 +144,7 @@ def _sweep(
         "max_receptive_field_seconds": number,
         "max_parameters": number,
         "max_rtf_ratio": number,
+        "max_f0_missed_share": number,
         "population_size": whole,
         "startup_trials": whole,
         "grid_points": whole,
@@ -162,12 +169,17 @@ def _sweep(
         raise ConfigError(
             f"sweep.objectives = {objectives!r} has one of them twice", hint="leave it out once"
         )
-    for name in ("max_receptive_field_seconds", "max_parameters", "max_rtf_ratio"):
+    for name in (f"max_{limit}" for limit in vars(Limits())):
         if given[name] is not None and not given[name] > 0:
             raise ConfigError(
                 f"sweep.{name} = {given[name]!r} is no limit",
                 hint="a limit is above 0; None is none",
             )
+    if max_f0_missed_share is not None and max_f0_missed_share > 1:
+        raise ConfigError(
+            f"sweep.max_f0_missed_share = {max_f0_missed_share!r} limits nothing",
+            hint="it is a share: 0.3 for 30%; None is no limit",
+        )
     if stopping != "none":
         _require_costs(objectives)
     options = _options(given)
@@ -180,7 +192,7 @@ def _sweep(
         tuple(objectives),
         cast(Sampler, sampler),
         seed,
-        Limits(max_receptive_field_seconds, max_parameters, max_rtf_ratio),
+        Limits(max_receptive_field_seconds, max_parameters, max_rtf_ratio, max_f0_missed_share),
         stopping=cast(Stopping, stopping),
         rungs=_rungs(DEFAULT_RUNGS[stopping] if rungs is None else rungs),
         baselines=tuple(baselines),

@@ -394,7 +394,7 @@ class Driver:
         """Takes a trial that is on record into account."""
         self._running.discard(trial.candidate)
         self._attempts.pop(trial.id, None)
-        if trial.status in (Status.COMPLETED, Status.PRUNED):
+        if trial.trained or trial.status is Status.PRUNED:
             self._breaker.worked()
         self.recorded.append(trial)
         self._steps_spent += trial.provenance.train_steps

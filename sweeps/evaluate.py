@@ -239,6 +239,7 @@ def _stages(
     decoder = shipped_onnx(trained, config.export, clips)
     _validate(record, model, decoder)
     _save_artifacts(workdir / ARTIFACTS, model, decoder, record.task.gin_text)
+    record.require_within(limits)  # of what is learnt; the model is kept either way
 
 
 def rung_steps(shares: Iterable[float], steps: int, *, every: int) -> list[int]:

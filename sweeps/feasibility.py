@@ -1,4 +1,4 @@
-"""What a candidate costs before it is trained, and whether that is allowed."""
+"""What a candidate costs before it is trained, and whether what is known of it is allowed."""
 
 from sweeps.config import Limits
 from sweeps.trial import Measurement, Reason
@@ -28,7 +28,11 @@ def closed_form_metrics(
 
 
 def broken_limit(measurement: Measurement, limits: Limits) -> tuple[Reason, str] | None:
-    """Returns the first limit that a measurement breaks and by what; None when it breaks none."""
+    """Returns the first limit that a measurement breaks and by what; None when it breaks none.
+
+    What is not measured breaks none: costs while they are not known, and the share of missed pitch
+    where no frame of the clips is voiced, as of drums.
+    """
     field, limit = measurement.receptive_field_seconds, limits.receptive_field_seconds
     # Whoever counts parameters knows the receptive field as well, where it has a bound.
     if field is None and limit is not None and measurement.parameters is not None:
@@ -39,6 +43,7 @@ def broken_limit(measurement: Measurement, limits: Limits) -> tuple[Reason, str]
         (Reason.RECEPTIVE_FIELD, "receptive_field_seconds", "{:.3g} s"),
         (Reason.PARAMETERS, "parameters", "{:,}"),
         (Reason.RTF, "rtf_ratio", "{:.3g} x reference"),
+        (Reason.MISSED_PITCH, "f0_missed_share", "{:.3g}"),
     )
     for reason, metric, form in checks:
         value, limit = getattr(measurement, metric), getattr(limits, metric)

@@ -418,7 +418,8 @@ class Ledger:
         def look() -> ParetoFront:
             parts = self._parts()
             batch = self._batch(("reason", "host_fingerprint", *columns), parts)
-            rows, excluded = front_rows(batch.records(columns), objectives, limits)
+            records, own_limits = batch.records(columns), self.facts.limits or {}
+            rows, excluded = front_rows(records, objectives, limits, own_limits)
             members = self._batch(SCHEMA.names, _choose(parts, rows)).trials()
             return assemble(members, objectives, len(batch), excluded)
 

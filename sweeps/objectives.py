@@ -35,6 +35,8 @@ class Metric:
       goal: The direction that is better.
       host_bound: Whether values compare within one host only.
       learnt: Whether it is known only when a model is trained. Costs are known before.
+      measured_with: A column that every trial has where this one was looked for. If that one is
+        there and this one is not, there was nothing to be measured, and no limit on it is broken.
       spans_decades: Whether equal ratios matter rather than equal differences, as for costs: such
         a metric belongs on a logarithmic axis.
     """
@@ -47,6 +49,7 @@ class Metric:
     goal: Goal = Goal.MIN
     host_bound: bool = False
     learnt: bool = False
+    measured_with: str = ""
     spans_decades: bool = True
 
     def of(self, trial: Trial) -> float | None:
@@ -66,6 +69,7 @@ _LINEAR = {
     "export_max_error",
 }
 _LEARNT = _LINEAR | {"model_bytes"}
+_MEASURED_WITH = {"f0_missed_share": "loudness_error_db"}
 
 
 def _column(field: dataclasses.Field[Any]) -> Metric:
@@ -76,6 +80,7 @@ def _column(field: dataclasses.Field[Any]) -> Metric:
         column=field.name,
         host_bound=field.name in _HOST_BOUND,
         learnt=field.name in _LEARNT,
+        measured_with=_MEASURED_WITH.get(field.name, ""),
         spans_decades=field.name not in _LINEAR,
     )
 

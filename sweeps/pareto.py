@@ -7,7 +7,8 @@ as little as a thousand; `pareto_front` is the same for a list of trials.
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import cast
 
 import numpy as np
@@ -30,11 +31,13 @@ class Exclusion:
       status: What became of them. COMPLETED ones lack an objective or break a limit.
       why: The reason: 'out of memory', 'rtf_ratio over 2', 'val_loss is NaN'.
       count: How many trials.
+      limited: The metric that is beyond a limit; '' where that is not the reason.
     """
 
     status: Status
     why: str
     count: int
+    limited: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,9 @@ def _column(trials: Sequence[Trial], name: str) -> Column:
 def columns_needed(objectives: Sequence[Objective], limits: Sequence[Limit]) -> tuple[str, ...]:
     """Returns the columns of the ledger that decide a front."""
     names = [o.metric for o in objectives] + [limit.metric for limit in limits]
-    return tuple(dict.fromkeys(metric(name).column for name in names))
+    columns = [metric(name).column for name in names]
+    columns += [metric(limit.metric).measured_with for limit in limits]
+    return tuple(filter(None, dict.fromkeys(columns)))
 
 
 def pareto_front(
@@ -148,7 +153,8 @@ def pareto_front(
     """Returns the Pareto front of some trials.
 
     Only completed trials with a finite value in every objective compete. Limits, the objectives'
-    own among them, are applied before trials are compared.
+    own among them, are applied before trials are compared. What has no value is beyond a limit,
+    unless there was nothing to be measured (`Metric.measured_with`).
 
     Raises:
       MetricError: There is no objective; or one is bound to its host and the trials come from
@@ -178,9 +184,18 @@ def assemble(
 
 
 def front_rows(
-    records: Records, objectives: Sequence[Objective], limits: Sequence[Limit] = ()
+    records: Records,
+    objectives: Sequence[Objective],
+    limits: Sequence[Limit] = (),
+    infeasible_over: Mapping[str, float] = MappingProxyType({}),
 ) -> tuple[Ints, list[Exclusion]]:
     """Returns the row numbers of the front's members, and an account of who could not compete.
+
+    Args:
+      records: The trials.
+      objectives: What they compete in.
+      limits: What is asked of the front.
+      infeasible_over: The sweep's own limits, by metric: they are named in the account.
 
     Raises:
       MetricError: As in `pareto_front`.
@@ -189,12 +204,14 @@ def front_rows(
         raise MetricError("a front needs an objective", hint="for example val_loss, rtf_ratio")
     limits = [*(limit for o in objectives for limit in o.limits), *limits]
     names = [o.metric for o in objectives] + [limit.metric for limit in limits]
-    competes, excluded = competitors(records, names)
+    competes, excluded = competitors(
+        records, [o.metric for o in objectives], limits, infeasible_over
+    )
     for name in names:
         _refuse_several_hosts(metric(name), records.hosts[competes])
     for limit in limits:
         out = competes & ~within(records, limit)
-        _exclude(excluded, out, limit.excess())
+        _exclude(excluded, out, limit.excess(), limited=limit.metric)
         competes &= ~out
 
     return _best(records, objectives, competes), excluded
@@ -212,23 +229,36 @@ def _best(records: Records, objectives: Sequence[Objective], competes: Mask) -> 
     return rows[non_dominated(np.stack(points, axis=1))]
 
 
-def competitors(records: Records, metrics: Iterable[str]) -> tuple[Mask, list[Exclusion]]:
+def competitors(
+    records: Records,
+    metrics: Iterable[str],
+    limits: Iterable[Limit] = (),
+    infeasible_over: Mapping[str, float] = MappingProxyType({}),
+) -> tuple[Mask, list[Exclusion]]:
     """Returns which trials are completed and have a finite value in every metric.
+
+    Those that are limited only need none where there was nothing to be measured.
 
     Returns:
       bool [records], and an account of those that do not.
     """
     competes = records.reasons == 0
-    excluded = _unfinished(records.reasons)
-    for name in dict.fromkeys(metrics):
-        values = records.values(metric(name))
+    excluded = _unfinished(records.reasons, infeasible_over)
+    needed = dict.fromkeys(metrics)
+    for name in needed | dict.fromkeys(limit.metric for limit in limits):
+        known = metric(name)
+        values, present = records.values(known), records.columns[known.column].present
+        excused = np.zeros_like(present)
+        if known.measured_with and name not in needed:
+            excused = ~present & records.columns[known.measured_with].present
         for lacks, why in (
-            (~records.columns[metric(name).column].present, f"no {name}"),
+            (~present, f"no {name}"),
             (np.isnan(values), f"{name} is NaN"),
             (np.isinf(values), f"{name} is infinite"),
         ):
-            _exclude(excluded, competes & lacks, why)
-            competes &= ~lacks
+            out = competes & lacks & ~excused
+            _exclude(excluded, out, why)
+            competes &= ~out
     return competes, excluded
 
 
@@ -238,17 +268,24 @@ def within(records: Records, limit: Limit) -> Mask:
     return ~((values < limit.low) | (values > limit.high))
 
 
-def _exclude(excluded: list[Exclusion], out: Mask, why: str) -> None:
+def _exclude(excluded: list[Exclusion], out: Mask, why: str, limited: str = "") -> None:
     if out.any():
-        excluded.append(Exclusion(Status.COMPLETED, why, int(out.sum())))
+        excluded.append(Exclusion(Status.COMPLETED, why, int(out.sum()), limited))
 
 
-def _unfinished(reasons: Ints) -> list[Exclusion]:
+def _unfinished(reasons: Ints, infeasible_over: Mapping[str, float]) -> list[Exclusion]:
     """Counts the trials that failed, were pruned or are infeasible."""
+
+    def why(reason: Reason) -> str:
+        limit = infeasible_over.get(reason.limited)
+        if not reason.limited or limit is None:
+            return reason.value.partition(";")[0]
+        return Limit(reason.limited, high=limit).excess()
+
     counts = Counter(dict(enumerate(np.bincount(reasons, minlength=1).tolist())))
     del counts[0]
     return [
-        Exclusion(reason.status, reason.value.partition(";")[0], count)
+        Exclusion(reason.status, why(reason), count, reason.limited)
         for index, count in counts.most_common()
         if count and (reason := REASONS[index]) is not None
     ]

@@ -292,16 +292,18 @@ def outcome_of(
 ) -> tuple[TrialState, list[float] | None]:
     """Returns what Optuna is told of a trial.
 
-    Only a finished trial with a finite value for every objective is COMPLETE: Optuna would take
-    infinity for a good value, and leave a trial told NaN running for ever. Infeasible and pruned
-    ones carry no values, partial ones least of all; their constraints say how bad they are.
+    Only a trial that was trained to its end, with a finite value for every objective, is COMPLETE:
+    Optuna would take infinity for a good value, and leave a trial told NaN running for ever. That
+    holds of one that is infeasible for what it has learnt, too. Constraints say how bad it is, and
+    samplers that model them (`gp`) know of such trials only. Others that are infeasible or pruned
+    carry no values, partial ones least of all.
     """
-    if trial.status in (Status.INFEASIBLE, Status.PRUNED):
-        return TrialState.PRUNED, None
     values = [o.of(trial) for o in objectives]
     finite = [v for v in values if v is not None and math.isfinite(v)]
-    if trial.status is Status.COMPLETED and len(finite) == len(values):
+    if trial.trained and len(finite) == len(values):
         return TrialState.COMPLETE, finite
+    if trial.status in (Status.INFEASIBLE, Status.PRUNED):
+        return TrialState.PRUNED, None
     return TrialState.FAIL, None
 
 
@@ -309,16 +311,23 @@ def constraints_of(trial: Trial, limits: Limits) -> dict[str, float]:
     """Returns by how much a trial is over each limit, relative to it; allowed is at most 0.
 
     Optuna's samplers prefer feasible candidates, and among the others those nearest to the limit.
+    A trial that was trained has a number for each limit, as `gp` demands: 0 where there is nothing
+    to be measured, a pitch without voiced frames for instance.
     """
-    bounds: Mapping[str, float | None] = vars(limits)
     excess = {
         name: value / limit - 1
-        for name, limit in bounds.items()
-        if limit is not None and (value := trial.metric(name)) is not None and math.isfinite(value)
+        for name, limit in limits.given.items()
+        if (value := trial.metric(name)) is not None and math.isfinite(value)
     }
+    if trial.trained:
+        excess = dict.fromkeys(limits.given, 0.0) | excess
     if trial.reason and trial.status is Status.INFEASIBLE and max(excess.values(), default=0) <= 0:
-        # Infeasible must look so, even where the number that says it was not recorded.
-        excess[trial.reason.name] = 1.0
+        # Infeasible must look so, even where the number that says it was not recorded. What was
+        # trained may be within the limits of this run, though not of the one that it is known from.
+        if not trial.trained:
+            excess[trial.reason.name] = 1.0
+        elif trial.reason.limited in excess:
+            excess[trial.reason.limited] = 1.0
     return excess
 
 

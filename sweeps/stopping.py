@@ -165,7 +165,11 @@ class BoundRule:
         self._extrapolations: dict[int, Extrapolation] = {}
 
     def learn(self, trial: Trial) -> None:
-        """Takes note of a completed trial; others tell nothing of how curves end."""
+        """Takes note of a completed trial.
+
+        Others tell nothing of how curves end, or, as one that is infeasible for what it has learnt,
+        are no rivals: a model without a pitch may have a low loss, and must not raise the bar.
+        """
         costs = _costs(trial, self._costs)
         loss = trial.metric(LOSS)
         if trial.status is Status.COMPLETED and costs is not None and loss and loss > 0:
@@ -390,7 +394,11 @@ class AshaRule:
         self._rungs: dict[int, dict[str, tuple[float, ...]]] = {}
 
     def learn(self, trial: Trial) -> None:
-        """Takes note of the rungs that a trial came to."""
+        """Takes note of the rungs that a trial came to, unless it turned out to be infeasible."""
+        if trial.status is Status.INFEASIBLE:
+            for rung in self._rungs.values():
+                rung.pop(trial.id, None)
+            return
         costs = [cost.of(trial) for cost in self._costs]
         if None in costs:
             return

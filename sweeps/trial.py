@@ -38,6 +38,7 @@ class Reason(Enum):
     RECEPTIVE_FIELD = "receptive field over the limit"
     PARAMETERS = "parameters over the limit"
     RTF = "real-time factor over the limit"
+    MISSED_PITCH = "share of missed pitch over the limit"
     PRUNED = "stopped early"
     DIVERGED = "loss became NaN or exploded; lower the learning rate"
     OUT_OF_MEMORY = "out of memory; lower the batch size"
@@ -48,9 +49,19 @@ class Reason(Enum):
     @property
     def status(self) -> Status:
         """The status of a trial that ended for this reason."""
-        if self in (Reason.RECEPTIVE_FIELD, Reason.PARAMETERS, Reason.RTF):
+        if self.limited:
             return Status.INFEASIBLE
         return Status.PRUNED if self is Reason.PRUNED else Status.FAILED
+
+    @property
+    def limited(self) -> str:
+        """The metric that is over its limit; '' where that is not the reason."""
+        return {
+            Reason.RECEPTIVE_FIELD: "receptive_field_seconds",
+            Reason.PARAMETERS: "parameters",
+            Reason.RTF: "rtf_ratio",
+            Reason.MISSED_PITCH: "f0_missed_share",
+        }.get(self, "")
 
     @property
     def is_crash(self) -> bool:
@@ -257,6 +268,11 @@ class Trial:
     def status(self) -> Status:
         """Derived from `reason`, so that it cannot disagree with it."""
         return Status.COMPLETED if self.reason is None else self.reason.status
+
+    @property
+    def trained(self) -> bool:
+        """Whether it was trained to its end, so that there is a model and all is measured."""
+        return self.reason in (None, Reason.MISSED_PITCH)
 
     def metric(self, name: str) -> float | None:
         """Returns a metric by column name; None where the trial did not reach it."""

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 import sweeps
 from sweeps.config import RunConfig, parse_run
 from sweeps.evaluate import Measure, Progress, Task
+from sweeps.feasibility import broken_limit
 from sweeps.trial import Candidate, Measurement, Provenance, Reason, Trial
 from thesis.config import MeasureConfig
 from thesis.data import Clip, ClipFormat, Split, write_dataset
@@ -213,6 +214,15 @@ def moody(task: Task, *, workdir: Path, measure: Measure) -> Stages:
             diverged = Reason.DIVERGED
             return Trial(task.sweep, task.candidate, reason=diverged, detail="step 7")
     return (yield from quick(task, workdir=workdir, measure=measure))
+
+
+def silent(task: Task, *, workdir: Path, measure: Measure) -> Stages:
+    """As `quick`, but the narrow ones miss the pitch: of 1 channel all of it, of 8 an eighth."""
+    trial = yield from quick(task, workdir=workdir, measure=measure)
+    missed = 1.0 / cast(int, task.candidate["channels"])
+    measurement = replace(trial.measurement, f0_missed_share=missed, loudness_error_db=3.0)
+    broken = broken_limit(measurement, parse_run(task.gin_text).sweep.limits) or (None, "")
+    return replace(trial, measurement=measurement, reason=broken[0], detail=broken[1])
 
 
 def broken(task: Task, *, workdir: Path, measure: Measure) -> Stages:

@@ -34,7 +34,7 @@ from thesis.controls import decoder_inputs, white_noise
 from thesis.data import ClipFormat, write_dataset
 from thesis.errors import ConfigError, DatasetError, ExportError
 from thesis.measure import RtfMeasurement, graph_hash
-from thesis.metrics import compare
+from thesis.metrics import Quality, compare
 from thesis.runtimes.onnx_runtime import Session
 
 FRESH = """
@@ -548,6 +548,28 @@ def test_a_candidate_at_the_rtf_limit_is_trained(small_run, task_of, measure, tm
     run = replace(small_run, text=small_run.text + "\nsweep.max_rtf_ratio = 1.5\n")
     trial = evaluate(task_of(run), workdir=tmp_path, measure=measure)
     assert trial.status is Status.COMPLETED
+
+
+@pytest.mark.parametrize(
+    ("missed", "reason"),
+    [(1.0, Reason.MISSED_PITCH), (0.3, None), (None, None)],
+    ids=["silent", "on the limit", "no frame is voiced"],
+)
+def test_a_candidate_that_misses_the_pitch_is_infeasible_and_loses_nothing(
+    small_run, task_of, measure, tmp_path, monkeypatch, missed, reason
+):
+    monkeypatch.setattr("thesis.metrics.compare", lambda *_: Quality(None, missed, 5.0, 20.0))
+    run = replace(small_run, text=small_run.text + "\nsweep.max_f0_missed_share = 0.3\n")
+    trial = evaluate(task_of(run), workdir=tmp_path, measure=measure)
+    assert trial.reason is reason
+    assert trial.detail == ("f0_missed_share is 1, the limit 0.3" if reason else "")
+    assert trial.status is (Status.INFEASIBLE if reason else Status.COMPLETED)
+    m = trial.measurement
+    assert (m.f0_missed_share, m.loudness_error_db) == (missed, 5.0)
+    assert m.val_loss > 0
+    assert m.rtf_ratio == MEASURED.rtf_ratio
+    assert trial.provenance.train_steps == 4
+    assert sorted(path.name for path in (tmp_path / ARTIFACTS).iterdir()) == sorted(ARTIFACT_FILES)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,9 @@ def test_a_receptive_field_without_a_bound_breaks_every_limit_on_it(decoder):
     )
 
 
-MEASURED = Measurement(receptive_field_seconds=1.0, parameters=2446, rtf_ratio=1.5)
+MEASURED = Measurement(
+    receptive_field_seconds=1.0, parameters=2446, rtf_ratio=1.5, f0_missed_share=0.95
+)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +84,11 @@ MEASURED = Measurement(receptive_field_seconds=1.0, parameters=2446, rtf_ratio=1
         (Limits(0.5), Reason.RECEPTIVE_FIELD, "receptive_field_seconds is 1 s, the limit 0.5 s"),
         (Limits(None, 2000), Reason.PARAMETERS, "parameters is 2,446, the limit 2,000"),
         (Limits(rtf_ratio=1.2), Reason.RTF, "rtf_ratio is 1.5 x reference, the limit 1.2 x"),
+        (
+            Limits(f0_missed_share=0.3),
+            Reason.MISSED_PITCH,
+            "f0_missed_share is 0.95, the limit 0.3",
+        ),
         (Limits(0.5, 2000, 1.2), Reason.RECEPTIVE_FIELD, "receptive_field_seconds"),
     ],
 )
@@ -97,11 +104,12 @@ def test_a_broken_limit_is_a_reason_and_says_by_how_much(limits, reason, words):
     ("measurement", "limits"),
     [
         (MEASURED, Limits()),
-        (MEASURED, Limits(1.0, 2446, 1.5)),
+        (MEASURED, Limits(1.0, 2446, 1.5, 0.95)),
+        (Measurement(loudness_error_db=1.0), Limits(f0_missed_share=0.3)),
         (Measurement(), Limits(0.1, 1, 0.1)),
         (Measurement(parameters=0), Limits(parameters=0)),
     ],
-    ids=["no-limit", "on-the-limit", "not-measured-yet", "zero"],
+    ids=["no-limit", "on-the-limit", "no-pitch-to-miss", "not-measured-yet", "zero"],
 )
 def test_nothing_is_broken(measurement, limits):
     assert broken_limit(measurement, limits) is None

@@ -25,7 +25,7 @@ from sweeps.evaluate import Progress, Task
 from sweeps.launch import LaunchReport, launch
 from sweeps.lease import leased
 from sweeps.ledger import Ledger, SweepFacts
-from sweeps.objectives import objective
+from sweeps.objectives import Limit, objective
 from sweeps.progress import (
     Noted,
     SweepBegan,
@@ -39,6 +39,7 @@ from sweeps.progress import (
 )
 from sweeps.scratch import scratch_folder
 from sweeps.search import Search
+from sweeps.status import StatusReader
 from sweeps.stopping import Verdict, stopping_rule
 from sweeps.storage import Location
 from sweeps.trial import Attempt, Candidate, Provenance, Reason, Status
@@ -1252,6 +1253,50 @@ def test_infeasible_trials_count_and_are_not_trained(cluster, start):
     assert {t.candidate["channels"] for t in infeasible} == set(range(1, 9)) - trained
     assert all(t.measurement.parameters > 1000 for t in infeasible)
     assert trained
+
+
+def test_trials_that_miss_the_pitch_are_on_record_with_their_models_and_on_no_front(
+    cluster, start, storage, tmp_path
+):
+    run = run_of(WIDTHS, "sweep.max_f0_missed_share = 0.3", "sweep.sampler = 'grid'")
+    first = start(4, run=run, evaluate="silent")
+    second = start(8, run=run, evaluate="silent")  # continues it
+    assert second.finished == 8
+    ledger = Ledger.open(str(storage), "s")
+    for trial in [*first.recorded, *second.recorded]:
+        assert ledger.get(trial.id) == trial
+        missed = trial.measurement.f0_missed_share
+        assert trial.status is (Status.INFEASIBLE if missed > 0.3 else Status.COMPLETED)
+        assert trial.measurement.val_loss is not None
+        said = f"f0_missed_share is {missed:.3g}, the limit 0.3" if missed > 0.3 else ""
+        assert trial.detail == said
+        ledger.get_artifacts(trial.id, tmp_path / trial.id)
+        assert (tmp_path / trial.id / "decoder.onnx").read_text() == trial.id
+    front = ledger.front([objective("val_loss"), objective("rtf_ratio")])
+    assert [t.candidate["channels"] for t in front.members] == [4, 5, 6, 7, 8]
+    assert front.excluded_line() == "3 infeasible (f0_missed_share over 0.3)"
+    stricter = [Limit("f0_missed_share", high=0.15)]
+    front = ledger.front(front.objectives, stricter)
+    assert [t.candidate["channels"] for t in front.members] == [7, 8]
+    assert front.excluded_line() == (
+        "3 completed (f0_missed_share over 0.15) · 3 infeasible (f0_missed_share over 0.3)"
+    )
+    status = StatusReader(str(storage), "s").read()
+    assert status.standing.counts[Status.INFEASIBLE] == 3
+    assert status.standing.front_size == 5
+
+
+def test_a_trial_that_misses_the_pitch_shows_that_the_launch_works(shared):
+    """So that what crashed before is recorded, and no longer held."""
+    driver = driver_of(shared, missing=8)
+    crash, silent = (driver.next_attempt().candidate for _ in range(2))
+    driver.ended(shared.failed(crash, Reason.ERROR, "no luck", 0.0))
+    assert shared.ledger.trials() == []
+    shared.ledger.append(
+        trial := dataclasses.replace(trial_of("s", silent), reason=Reason.MISSED_PITCH)
+    )
+    driver.ended(trial)
+    assert {t.reason for t in shared.ledger.trials()} == {Reason.ERROR, Reason.MISSED_PITCH}
 
 
 def test_what_every_trial_would_meet_ends_the_launch_and_can_be_mended(cluster, start):

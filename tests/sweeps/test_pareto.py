@@ -166,6 +166,39 @@ def test_limit_may_be_on_a_metric_that_is_no_objective():
     }
 
 
+MISSED = Limit("f0_missed_share", high=0.1)
+
+
+def test_a_limit_on_missed_pitch_leaves_out_what_misses_it_and_what_is_not_known_to():
+    trials = [
+        trial(0, val_loss=1, rtf_ratio=2, f0_missed_share=0.1, loudness_error_db=1),
+        trial(1, val_loss=0, rtf_ratio=0, f0_missed_share=1.0, loudness_error_db=1),
+        trial(2, val_loss=0, rtf_ratio=1),  # of a release that did not measure it
+        trial(3, Reason.MISSED_PITCH, val_loss=0, rtf_ratio=0, f0_missed_share=0.9),
+    ]
+    front = pareto_front(trials, [LOSS, COST], [MISSED])
+    assert numbers(front) == [0]
+    assert front.excluded_line() == (
+        "2 completed (1 no f0_missed_share, 1 f0_missed_share over 0.1) · "
+        "1 infeasible (share of missed pitch over the limit)"
+    )
+    assert numbers(pareto_front(trials[2:], [LOSS, COST])) == [2]
+
+
+def test_where_there_is_no_pitch_a_limit_on_it_excludes_nothing():
+    """Drums: no frame is voiced, so none is missed, though all the rest was measured."""
+    drums = [
+        trial(0, val_loss=1, rtf_ratio=2, loudness_error_db=1),
+        trial(1, val_loss=2, rtf_ratio=1, loudness_error_db=2),
+    ]
+    front = pareto_front(drums, [LOSS, COST], [MISSED])
+    assert numbers(front) == [1, 0]
+    assert front.excluded == ()
+    # It cannot be an objective, though: there is nothing to compare.
+    asked = pareto_front(drums, [LOSS, objective("f0_missed_share", limit=0.1)], [MISSED])
+    assert asked.excluded_line() == "2 completed (no f0_missed_share)"
+
+
 def test_every_trial_is_accounted_for():
     trials = [
         *trials_at((1, 2), (2, 1), (3, 3)),

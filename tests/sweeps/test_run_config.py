@@ -11,6 +11,7 @@ import pytest
 
 from sweeps.config import DEFAULT_RUNGS, find_run, gin_root, load_run, parse_candidate, parse_run
 from sweeps.errors import MetricError, SpaceError
+from sweeps.objectives import MOST_MISSED
 from sweeps.space import Choice
 from tests.ddsp_chain import CHAIN
 from thesis.config import (
@@ -80,7 +81,17 @@ def test_every_shipped_run_varies_the_published_model(name):
         assert run.model.decoder == REFERENCE_DECODER
         assert run.model.synth == SynthConfig(reverb_decay_seconds=0.3)
     assert run.sweep.objectives == ("val_loss", "rtf_ratio")
+    assert run.sweep.limits.f0_missed_share == MOST_MISSED
     assert run.space.baseline() is not None
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_sweep_from_before_there_was_a_limit_on_missed_pitch_has_none(name):
+    run = load_run(find_run(name))
+    older = "\n".join(line for line in run.text.splitlines() if "f0_missed" not in line.lower())
+    assert "f0_missed" in run.text
+    assert parse_run(older).sweep.limits == replace(run.sweep.limits, f0_missed_share=None)
+    assert load_run(find_run(name), ["MAX_F0_MISSED_SHARE=None"]).sweep == parse_run(older).sweep
 
 
 def assert_every_value_arrives(run):
@@ -214,6 +225,9 @@ def test_limits_come_from_the_run():
         ("sweep.objectives=(['val_loss'], {})", "no metric named ['val_loss']", "metrics: "),
         ("sweep.objectives=('rtf', 'rtf')", "has one of them twice", "leave it out"),
         ("MAX_RTF_RATIO=0", "sweep.max_rtf_ratio = 0 is no limit", "above 0"),
+        ("MAX_F0_MISSED_SHARE=0", "sweep.max_f0_missed_share = 0 is no limit", "above 0"),
+        ("MAX_F0_MISSED_SHARE=30", "max_f0_missed_share = 30 limits nothing", "0.3 for 30%"),
+        ("MAX_F0_MISSED_SHARE=few", "= 'few' has the wrong type", "a number"),
         ("sweep.max_parameters=-1", "sweep.max_parameters = -1 is no limit", "above 0"),
         ("train.learning_rate=1e999", "'train.learning_rate' holds inf", "values are numbers"),
         ("LEARNING_RATE=-1e999", "'LEARNING_RATE' holds -inf", "values are numbers"),

@@ -306,8 +306,8 @@ def test_a_metric_that_is_no_number_is_told_as_a_failure(metric, value):
     assert states(search) == [TrialState.FAIL]
 
 
-@pytest.mark.parametrize("reason", list(Reason))
-def test_only_completed_trials_are_told_complete_whatever_they_measured(reason):
+@pytest.mark.parametrize("reason", [r for r in Reason if r is not Reason.MISSED_PITCH])
+def test_only_trained_trials_are_told_complete_whatever_they_measured(reason):
     search = Search(make_space(WIDTHS, BASE), config(rtf_ratio=2.0))
     search.record(finish(search.propose(), reason=reason, val_loss=0.01, rtf_ratio=0.01))
     (trial,) = told(search)
@@ -559,6 +559,65 @@ def test_a_limit_reaches_the_sampler_as_a_constraint():
         {"rtf_ratio": 0.5, "parameters": -0.5},
         {"PARAMETERS": 1.0},
     ]
+
+
+SILENT = {"val_loss": 0.5, "rtf_ratio": 1.0, "f0_missed_share": 0.9, "loudness_error_db": 9.0}
+
+
+def test_a_trial_that_misses_the_pitch_is_told_with_its_values_and_by_how_much(sampler):
+    """It was trained to its end, so that samplers that model constraints can learn from it."""
+    search = Search(make_space(MIXED, BASE), config(sampler, f0_missed_share=0.3))
+    search.record(finish(search.propose(), reason=Reason.MISSED_PITCH, **SILENT))
+    (trial,) = told(search)
+    assert (trial.state, trial.values) == (TrialState.COMPLETE, [0.5, 1.0])
+    assert trial.constraints == {"f0_missed_share": pytest.approx(2.0)}
+    assert search._study.best_trials == []
+
+
+def test_trained_trials_have_a_number_for_every_limit():
+    """Optuna's GPSampler demands it. Where no frame is voiced, none is missed."""
+    search = Search(make_space(WIDTHS, BASE), config(rtf_ratio=2.0, f0_missed_share=0.3))
+    drums = {"val_loss": 1.0, "rtf_ratio": 1.0, "loudness_error_db": 1.0}
+    search.record(finish(search.propose(), **drums))
+    search.record(finish(search.propose(), reason=Reason.MISSED_PITCH, **SILENT))
+    search.record(finish(search.propose(), reason=Reason.MISSED_PITCH, **drums))  # damaged
+    assert [t.constraints for t in told(search)] == [
+        {"rtf_ratio": -0.5, "f0_missed_share": 0.0},
+        {"rtf_ratio": -0.5, "f0_missed_share": pytest.approx(2.0)},
+        {"rtf_ratio": -0.5, "f0_missed_share": 1.0},
+    ]
+    assert [t.number for t in search._study.best_trials] == [told(search)[0].number]
+
+
+def test_what_missed_the_pitch_elsewhere_is_no_worse_here_without_a_limit():
+    known = finish(Candidate.of({"channels": 4}), reason=Reason.MISSED_PITCH, **SILENT)
+    search = Search(make_space(WIDTHS, BASE), config(), known=[known])
+    (trial,) = told(search)
+    assert (trial.state, trial.constraints) == (TrialState.COMPLETE, {})
+    limited = Search(make_space(WIDTHS, BASE), config(f0_missed_share=0.3), known=[known])
+    assert told(limited)[0].constraints == {"f0_missed_share": pytest.approx(2.0)}
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "nsga3"])
+def test_samplers_keep_away_from_what_misses_the_pitch(sampler):
+    """As from what is too dear, though the better loss is there; also after a relaunch."""
+    others = ("train.decay_rate", "Synth.reverb_seconds", "Synth.reverb_decay_seconds")
+    unit = {"low": 1e-3, "high": 1.0}
+    space = make_space({"train.learning_rate": unit, **dict.fromkeys(others, unit)}, BASE)
+    options = {"population_size": 5} if sampler != "tpe" else {}
+    settings = config(sampler, f0_missed_share=0.3, **options)
+    search, trials = Search(space, settings), []
+    for number in range(100):
+        if number == 60:  # its study is made of the ledger
+            search = Search(space, settings, finished=trials, on_record=[t.id for t in trials])
+        candidate = search.propose()
+        rate = candidate["learning_rate"]
+        measured = {"val_loss": 2 - rate, "rtf_ratio": 1 - rate / 2, "f0_missed_share": rate}
+        reason = Reason.MISSED_PITCH if rate > 0.3 else None
+        trials.append(finish(candidate, number, reason=reason, **measured))
+        search.record(trials[-1])
+    # Of 40 candidates drawn at random, 28 miss it; without the limit, more than 32 do.
+    assert sum(trial.reason is not None for trial in trials[-40:]) < 24
 
 
 def test_tpe_keeps_away_from_what_is_infeasible():

@@ -1,5 +1,6 @@
 """Stopping rules: what the bound promises, on curves of which the truth is known."""
 
+import dataclasses
 import itertools
 import math
 import statistics
@@ -419,6 +420,38 @@ def test_what_dominates_ranks_before_what_it_dominates():
                 for k in (i, j)
             ]
             assert again[0] or not again[1]
+
+
+# --- What is infeasible for what it has learnt
+
+
+def silent(number, curve, **options):
+    """A trial that was trained to its end, and misses the pitch."""
+    found = trial(number, curve, **options)
+    measured = dataclasses.replace(found.measurement, f0_missed_share=1.0)
+    return dataclasses.replace(found, measurement=measured, reason=Reason.MISSED_PITCH)
+
+
+@pytest.mark.parametrize("stopping", ["bound", "defer"])
+def test_a_trial_that_does_not_sing_does_not_raise_the_bar(stopping):
+    """It costs nothing and has the best loss of all: no trial could reach it."""
+    reached = trial(1, {30: 12.0})
+    rule = taught(rule_of(stopping), finished(20, rtf=2.0))
+    before = rule.verdict(reached, STEPS)
+    rule.learn(silent(2, {30: 9.0}, loss=1.0, rtf=0.1))
+    assert rule.verdict(reached, STEPS) == before == Verdict()
+    rule.learn(trial(3, {30: 9.0}, loss=1.0, rtf=0.1))
+    assert rule.verdict(reached, STEPS).stop
+
+
+def test_a_trial_that_does_not_sing_holds_no_place_at_a_rung():
+    rule = rule_of("asha", reduction_factor=2)
+    for number, loss in enumerate([5.0, 9.0, 8.0]):
+        rule.verdict(trial(number, {30: loss}), STEPS)
+    assert not rule.verdict(trial(3, {30: 7.0}), STEPS).stop
+    assert rule.verdict(trial(4, {30: 7.5}), STEPS).stop
+    rule.learn(silent(0, {30: 5.0}, loss=4.0))
+    assert not rule.verdict(trial(4, {30: 7.5}), STEPS).stop
 
 
 # --- The record of a trial that was stopped

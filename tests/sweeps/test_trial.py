@@ -62,7 +62,15 @@ def test_trial_without_a_reason_is_completed():
 @pytest.mark.parametrize(
     ("status", "reasons"),
     [
-        (Status.INFEASIBLE, {Reason.RECEPTIVE_FIELD, Reason.PARAMETERS, Reason.RTF}),
+        (
+            Status.INFEASIBLE,
+            {
+                Reason.RECEPTIVE_FIELD,
+                Reason.PARAMETERS,
+                Reason.RTF,
+                Reason.MISSED_PITCH,
+            },
+        ),
         (Status.PRUNED, {Reason.PRUNED}),
         (
             Status.FAILED,
@@ -79,6 +87,17 @@ def test_trial_without_a_reason_is_completed():
 def test_status_follows_from_the_reason(status, reasons):
     trials = [Trial("s", Candidate.of({}), reason=reason) for reason in Reason]
     assert {trial.reason for trial in trials if trial.status is status} == reasons
+
+
+def test_what_is_infeasible_for_what_it_has_learnt_has_a_model():
+    trials = [Trial("s", Candidate.of({}), reason=reason) for reason in (None, *Reason)]
+    assert [trial.reason for trial in trials if trial.trained] == [None, Reason.MISSED_PITCH]
+
+
+def test_an_infeasible_trial_names_the_metric_that_is_over_its_limit():
+    for reason in Reason:
+        assert bool(reason.limited) == (reason.status is Status.INFEASIBLE)
+        assert not reason.limited or reason.limited in METRICS
 
 
 def test_trial_is_named_by_its_candidate():
