@@ -12,6 +12,7 @@ from matplotlib.transforms import BboxBase
 from sweeps.errors import MetricError
 from sweeps.objectives import Objective, metric
 from sweeps.pareto import ParetoFront
+from sweeps.standing import percent
 from sweeps.trial import Status, Trial
 from thesis.errors import OutputError
 from thesis.files import written_file
@@ -61,7 +62,9 @@ def draw_front(
 
     dots([t for t in completed if t.id not in members], s=28, color=_OTHER, label="dominated")
     axes.step(*_points(front.members, cost, quality), where="post", color=_FRONT, alpha=0.6)
-    dots(front.members, s=48, color=_FRONT, zorder=3, label="Pareto front: id, parameters")
+    dots(
+        front.members, s=48, color=_FRONT, zorder=3, label="Pareto front: id, parameters, f0 missed"
+    )
     ring = {"facecolors": "none", "edgecolors": _MARK, "linewidths": 1.6, "zorder": 4}
     baseline = [t for t in completed if t.id == baseline_id]
     dots(baseline, s=150, marker="s", label="baseline, DDSP-CNN-Tiny", **ring)
@@ -96,7 +99,7 @@ def _scale(axes: Axes, cost: Objective, x: Sequence[float]) -> None:
         axes.xaxis.set_major_locator(FixedLocator(_TICKS))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.margins(x=0.14, y=0.12)
+    axes.margins(x=0.18, y=0.12)
 
 
 def _focus(axes: Axes, members: Sequence[float], all_values: Sequence[float], sign: int) -> None:
@@ -125,9 +128,12 @@ def _label(
     labels = []
     for trial in members:
         (x,), (y,) = _points([trial], cost, quality)
-        parameters = trial.measurement.parameters
+        parameters, missed = trial.measurement.parameters, trial.measurement.f0_missed_share
+        named = [trial.id[:6]]
+        named += [] if parameters is None else [f"{parameters:,}"]
+        named += [] if missed is None else [percent(missed)]
         label = axes.annotate(
-            trial.id[:6] + ("" if parameters is None else f", {parameters:,}"),
+            ", ".join(named),
             (x, y), xytext=(6 * across, 6 * along), textcoords="offset points", fontsize=7.5,
             color=_FRONT, ha="right" if across < 0 else "left", va="top" if along < 0 else "bottom",
         )  # fmt: skip

@@ -72,7 +72,7 @@ from sweeps.records import (
     read_rows,
     table_of,
 )
-from sweeps.standing import Outcomes
+from sweeps.standing import Outcomes, columns_of
 from sweeps.storage import Location, files_in
 from sweeps.trial import SCHEMA_VERSION, Attempt, Reason, Status, Trial
 from sweeps.trial_ids import Numbers, TrialIds, first_of_each, number_of
@@ -350,7 +350,7 @@ class Ledger:
         passed: Collection[str] = (),
     ) -> Iterator[Outcomes]:
         """Yields what a `Standing` is made of, some thousand trials at a time; as `scan`."""
-        columns = columns_needed(objectives, ())
+        columns = columns_of(objectives)
         needed = ("reason", "host_fingerprint", "started_at", "finished_at", *columns)
         for batch in self.scan(needed, known=known, passed=passed):
             yield batch.outcomes(columns)

@@ -17,8 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from sweeps.evaluate import Progress as Stage
+from sweeps.objectives import MISSED_PITCH
 from sweeps.printable import printable
-from sweeps.standing import Outcomes, Standing
+from sweeps.standing import Outcomes, Standing, percent
 from sweeps.trial import Candidate, Trial
 
 HEARTBEAT_SECONDS = 30.0
@@ -222,11 +223,14 @@ class _Tally:
         if trial.reason is not None:
             result = f"{trial.status.value}: {trial.detail or trial.reason.value}"
         else:
-            result = f"{trial.status.value}  " + "  ".join(
+            measured = [
                 f"{o.metric}={value:.4g}"
                 for o in self._standing.objectives
                 if (value := o.of(trial)) is not None
-            )
+            ]
+            missed = trial.metric(MISSED_PITCH)
+            measured += [] if missed is None else [f"f0_missed={percent(missed)}"]
+            result = f"{trial.status.value}  {'  '.join(measured)}"
         return f"{_name(trial.candidate)}  {result}  ({_axes(trial.candidate)})"
 
 

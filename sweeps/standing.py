@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sweeps.objectives import Goal, Objective, metric, objective
+from sweeps.objectives import MISSED_PITCH, Goal, Objective, metric, objective
 from sweeps.pareto import (
     REASONS,
     Floats,
@@ -36,7 +36,7 @@ class Outcomes:
 
     Attributes:
       ids: The trials' ids.
-      records: Reasons, hosts, and the objectives' columns.
+      records: Reasons, hosts, and `columns_of` the objectives.
       hosts: What `records.hosts` counts in: host fingerprints.
       started_at: float [trials], Unix time; 0 where it is not known.
       finished_at: float [trials], Unix time.
@@ -54,11 +54,16 @@ class Outcomes:
         provenances = [trial.provenance for trial in trials]
         return cls(
             ids=[trial.id for trial in trials],
-            records=Records.of(trials, columns_needed(objectives, ())),
+            records=Records.of(trials, columns_of(objectives)),
             hosts=list(dict.fromkeys(p.host_fingerprint for p in provenances)),
             started_at=np.array([p.started_at for p in provenances], np.float64),
             finished_at=np.array([p.finished_at for p in provenances], np.float64),
         )
+
+
+def columns_of(objectives: Sequence[Objective]) -> tuple[str, ...]:
+    """Returns the columns of the ledger that a standing is made of."""
+    return tuple(dict.fromkeys((*columns_needed(objectives, ()), MISSED_PITCH)))
 
 
 def limited_objectives(
@@ -77,6 +82,7 @@ class Standing:
       counts: The same by status.
       best: Best value of the first objective, among completed trials that have all objectives and
         are within their limits; None without one.
+      best_missed: Share of the pitch that this trial misses; None where it is not known.
     """
 
     def __init__(self, objectives: Sequence[Objective], *, baseline: str | None = None) -> None:
@@ -91,6 +97,7 @@ class Standing:
         self.finished = 0
         self.counts: Counter[Status] = Counter()
         self.best: float | None = None
+        self.best_missed: float | None = None
         self._baseline_to_come = baseline
         self._signs = np.array([o.sign for o in self.objectives], np.float64)
         self._front = GrowingFront(len(self.objectives))
@@ -186,7 +193,8 @@ class Standing:
                 for o in self.objectives
                 if o.limit is not None
             )
-            parts.append(f"best {self.objectives[0].metric} {self.best:.4g}{limits}")
+            missed = "" if self.best_missed is None else f" (f0_missed {percent(self.best_missed)})"
+            parts.append(f"best {self.objectives[0].metric} {self.best:.4g}{missed}{limits}")
         shown = (Status.FAILED, Status.INFEASIBLE, Status.PRUNED)
         parts += [f"{self.counts[s]} {s.value}" for s in shown if self.counts[s]]
         if left := self.seconds_left(asked, running):
@@ -216,10 +224,15 @@ class Standing:
         for limit in (limit for o in self.objectives for limit in o.limits):
             competes = competes & within(records, limit)
         first = self.objectives[0]
-        values = records.values(metric(first.metric))[competes].tolist()
-        if self.best is not None:
-            values.append(self.best)
-        self.best = min(values, key=lambda value: first.sign * value, default=None)
+        rows = np.flatnonzero(competes)
+        if not rows.size:
+            return
+        values = records.values(metric(first.metric))[rows]
+        best = int(np.argmin(first.sign * values))
+        if self.best is None or first.sign * values[best] < first.sign * self.best:
+            self.best = float(values[best])
+            missed = float(records.columns[MISSED_PITCH].values[rows[best]])
+            self.best_missed = None if math.isnan(missed) else missed
 
     def _note_seconds(self, outcomes: Outcomes) -> None:
         known = np.flatnonzero(outcomes.started_at > 0)
@@ -227,6 +240,11 @@ class Standing:
         seconds = outcomes.finished_at[last] - outcomes.started_at[last]
         # Clocks may be set back.
         self._seconds.extend(np.maximum(seconds, 0.0).tolist())
+
+
+def percent(share: float) -> str:
+    """Returns a share with three digits that count: '100%', '10.5%'."""
+    return f"{100 * share:.3g}%"
 
 
 def duration(seconds: float) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from sweeps.lease import LeaseWatch
 from sweeps.ledger import Ledger, SweepFacts, Tail, list_sweeps
+from sweeps.objectives import MISSED_PITCH
 from sweeps.standing import Standing, limited_objectives
 from sweeps.storage import Location
 from sweeps.trial import Attempt, Status
@@ -71,7 +72,10 @@ class SweepStatus:
         return " · ".join(filter(None, parts))
 
     def to_record(self) -> dict[str, Any]:
-        """Returns it for programs, with stable keys; best is that of the first objective."""
+        """Returns it for programs, with stable keys; best is that of the first objective.
+
+        `best_f0_missed_share` is what the trial misses that has the best value of it.
+        """
         standing, reference = self.standing, self.standing.reference
         metrics = [o.metric for o in standing.objectives]
         return {
@@ -85,6 +89,7 @@ class SweepStatus:
             "hypervolume": standing.hypervolume,
             "hypervolume_reference": reference and dict(zip(metrics, reference.worst, strict=True)),
             f"best_{metrics[0]}": standing.best,
+            f"best_{MISSED_PITCH}": standing.best_missed,
             "seconds_left": self.seconds_left,
             "launched_on": self.launched_on or None,
             "running": [

@@ -12,15 +12,15 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group
+from rich.console import Console, Group, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
-from sweeps.objectives import metric
+from sweeps.objectives import MISSED_PITCH, metric
 from sweeps.pareto import ParetoFront
 from sweeps.printable import printable, show
-from sweeps.standing import duration
-from sweeps.trial import METRICS, Attempt, Trial
+from sweeps.standing import duration, percent
+from sweeps.trial import METRICS, Attempt, AxisValue, Trial
 
 if TYPE_CHECKING:
     from sweeps.status import SweepStatus
@@ -34,7 +34,8 @@ _SHORT = {
     "kernel_size": "kernel",
     "dilation_base": "base",
     "parameters": "params",
-    "x_real_time": "x real time",
+    "x_real_time": "x real\ntime",
+    MISSED_PITCH: "f0_missed",
 }
 """Heads of columns that would be too wide; axes among these come first, in this order."""
 
@@ -47,11 +48,12 @@ _WRITTEN_OUT = 1e15
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Prints a table to stdout, numbers to the right; never cut to the width of a pipe."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     for i, name in enumerate(columns):
         # As texts: rich would read strings as its own markup.
-        head = _cell_text(name)
-        table.add_column(head, justify="left" if i == 0 else "right", no_wrap=True)
+        head = Text("\n").join(map(_cell_text, name.split("\n")))
+        justify: JustifyMethod = "left" if i == 0 else "right"
+        table.add_column(head, justify=justify, no_wrap=True, vertical="bottom")
     for row in rows:
         table.add_row(*map(_cell_text, row))
     Console(width=None if sys.stdout.isatty() else 250, highlight=False).print(table)
@@ -100,19 +102,28 @@ def _csv_cell(value: Any) -> Any:
 
 
 def front_columns(front: ParetoFront) -> list[str]:
-    """Returns what a front's table shows: id, axes, size, objectives, speed, host."""
+    """Returns what a front's table shows: id, axes, size, objectives, pitch, speed, host.
+
+    Axes and hosts in which all members are alike are left to `_alike`, to keep the table narrow.
+    """
     present = dict.fromkeys(axis for trial in front.members for axis, _ in trial.candidate.values)
     axes = [axis for axis in _SHORT if axis in present]
     axes += [axis for axis in present if axis not in axes]
     objectives = [o.metric for o in front.objectives]
     return [
         "trial",
-        *axes,
+        *(axis for axis in axes if axis not in _alike(front)),
         *(name for name in ("parameters",) if name not in objectives),
         *objectives,
-        *(name for name in ("x_real_time",) if name not in objectives),
-        "host",
+        *(name for name in (MISSED_PITCH, "x_real_time") if name not in objectives),
+        *(["host"] if len(front.hosts) > 1 else []),
     ]
+
+
+def _alike(front: ParetoFront) -> dict[str, AxisValue]:
+    """Returns the axes in which all of several members have one value."""
+    shared = set(front.members[0].candidate.values) if len(front.members) > 1 else set()
+    return dict(sorted(shared.intersection(*(t.candidate.values for t in front.members))))
 
 
 def print_front(front: ParetoFront, sweep: str) -> None:
@@ -127,6 +138,10 @@ def print_front(front: ParetoFront, sweep: str) -> None:
     columns = front_columns(front)
     heads = [f"{_SHORT.get(c, c)} [95%]" if c == "rtf_ratio" else _SHORT.get(c, c) for c in columns]
     print_table(heads, [[_cell(trial, column) for column in columns] for trial in front.members])
+    alike = [f"{axis} {_axis_cell(value)}" for axis, value in _alike(front).items()]
+    alike += [f"host {host}" for host in front.hosts if host and len(front.hosts) == 1]
+    if alike:
+        show(f"all members: {', '.join(alike)}")
     account = [f"{front.dominated} dominated"] if front.dominated else []
     excluded = " · ".join([*account, *filter(None, [front.excluded_line()])]) or "none"
     show(f"excluded: {excluded}")
@@ -206,8 +221,16 @@ def print_statuses(statuses: Sequence["SweepStatus"]) -> None:
     hidden = {"hypervolume_reference", "seconds_left", "launched_on", "running", "damaged", "at"}
     records = [status.to_record() for status in statuses]
     columns = [name for name in dict.fromkeys(chain(*records)) if name not in hidden]
-    rows = [[_plain(record.get(column)) for column in columns] for record in records]
-    print_table([column.replace("_", " ") for column in columns], rows)
+    rows = [[_status_cell(record, column) for column in columns] for record in records]
+    heads = {f"best_{MISSED_PITCH}": "f0_missed"}
+    print_table([heads.get(column, column.replace("_", " ")) for column in columns], rows)
+
+
+def _status_cell(record: Mapping[str, Any], column: str) -> str:
+    value = record.get(column)
+    if column == f"best_{MISSED_PITCH}" and value is not None:
+        return percent(value)
+    return _plain(value)
 
 
 def print_status(status: "SweepStatus") -> None:
@@ -340,7 +363,7 @@ def _cell(trial: Trial, column: str) -> str:
         return trial.provenance.host
     axis = trial.candidate.get(column)
     if axis is not None:
-        return f"{axis:.3g}" if isinstance(axis, float) else str(axis)
+        return _axis_cell(axis)
     if column not in METRICS and column != "x_real_time":
         return "-"  # an axis that makes no difference to this model
     value = metric(column).of(trial)
@@ -349,4 +372,8 @@ def _cell(trial: Trial, column: str) -> str:
     m = trial.measurement
     if column == "rtf_ratio" and m.rtf_ratio_low is not None and m.rtf_ratio_high is not None:
         return f"{value:.3f} [{m.rtf_ratio_low:.3f}, {m.rtf_ratio_high:.3f}]"
-    return format_number(value)
+    return percent(value) if column == MISSED_PITCH else format_number(value)
+
+
+def _axis_cell(value: AxisValue) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

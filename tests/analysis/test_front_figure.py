@@ -1,6 +1,7 @@
 """The picture of a front: every completed trial is in it, the front is its staircase."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -93,6 +94,14 @@ def test_members_are_named_by_id_and_size(draw):
     texts = sorted(text.get_text() for text in draw(TRIALS).texts)
     assert [text[:6] for text in texts] == sorted(t.id[:6] for t in TRIALS[:3])
     assert all(text.endswith("2,446") for text in texts)
+
+
+def test_members_are_named_with_the_pitch_that_they_miss(draw):
+    measured = replace(TRIALS[0].measurement, f0_missed_share=0.104)
+    texts = draw([replace(TRIALS[0], measurement=measured), *TRIALS[1:]]).texts
+    assert sorted(text.get_text()[6:] for text in texts) == [
+        *(", 2,446", ", 2,446", ", 2,446, 10.4%")
+    ]
 
 
 def test_the_knee_and_a_dominated_baseline_are_pointed_out(draw):

@@ -75,6 +75,12 @@ def test_every_finished_trial_is_a_line(clock):
     ]
 
 
+def test_a_finished_trial_says_how_much_of_the_pitch_it_misses(clock):
+    ended = TrialEnded(trial_of("s", NARROW, f0_missed_share=0.104))
+    shown_lines = shown(clock, began_with([], asked=3), ended).splitlines()
+    assert "val_loss=2.5  rtf_ratio=0.5  f0_missed=10.4%  (" in shown_lines[1]
+
+
 def test_a_continued_sweep_counts_what_it_holds(clock):
     assert "s: 1/3 trials" in shown(clock, began_with([trial_of("s", WIDE)], asked=3))
 

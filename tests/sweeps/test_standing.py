@@ -103,6 +103,23 @@ def test_the_best_loss_is_one_within_the_limit():
     assert "best val_loss 3 at rtf_ratio <= 1" in standing.summary(9, ())
 
 
+def test_the_best_loss_comes_with_the_pitch_that_its_trial_misses():
+    trials = [
+        trial(1, val_loss=3.0, rtf_ratio=1.0, f0_missed_share=0.02),
+        trial(2, val_loss=2.0, rtf_ratio=1.0, f0_missed_share=1.0),
+        trial(3, Reason.MISSED_PITCH, val_loss=1.0, rtf_ratio=1.0, f0_missed_share=0.9),
+        trial(4, val_loss=2.5, rtf_ratio=1.0, f0_missed_share=0.1),
+    ]
+    for at_a_time in (1, 4):
+        standing = standing_of(*trials, at_a_time=at_a_time)
+        assert (standing.best, standing.best_missed) == (2.0, 1.0)
+        assert "best val_loss 2 (f0_missed 100%) · 1 infeasible" in standing.summary(9, ())
+        # A record of a release that did not measure it.
+        standing.add(Outcomes.of([trial(5, val_loss=1.5, rtf_ratio=1.0)], OBJECTIVES))
+        assert (standing.best, standing.best_missed) == (1.5, None)
+        assert "best val_loss 1.5 · 1 infeasible" in standing.summary(9, ())
+
+
 def test_an_objective_to_be_raised_has_its_highest_value_as_best():
     objectives = (objective("x_real_time"), objective("val_loss"))
     trials = [trial(i, val_loss=1.0, rtf=1 / speed) for i, speed in enumerate((100.0, 400.0, 50.0))]

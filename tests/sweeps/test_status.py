@@ -75,6 +75,7 @@ def test_a_record_holds_the_figures_by_stable_keys(ledger, tmp_path):
         "hypervolume": 0.5,
         "hypervolume_reference": {"val_loss": 2.5, "rtf_ratio": 10.0},
         "best_val_loss": 1.25,
+        "best_f0_missed_share": None,
         "damaged": [],
         "running": [
             {
