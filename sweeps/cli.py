@@ -22,13 +22,14 @@ from sweeps import __version__
 from sweeps.credentials import safe_uri
 from sweeps.door import run
 from sweeps.door import say as _say
-from sweeps.errors import SweepError, nearest
+from sweeps.errors import SweepError, TrialError, nearest
 from sweeps.printable import show, show_text
 from thesis.errors import ConfigError, OutputError, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from sweeps.advice import Advice
     from sweeps.config import RunConfig
     from sweeps.objectives import Limit
     from sweeps.plan import Plan
@@ -159,7 +160,32 @@ def _launch(options: argparse.Namespace) -> None:
     if report.interrupted:
         raise KeyboardInterrupt
     report.check()
-    _say(f"next: sweeps front {options.name}{_storage_flag(options)}")
+    _say_next_after(options)
+
+
+def _say_next_after(options: argparse.Namespace) -> None:
+    """Says what to do after a launch: look at the front, unless none of its members sings."""
+    from sweeps.advice import Advice, advise
+    from sweeps.errors import MetricError
+    from sweeps.ledger import Ledger
+    from sweeps.objectives import objective
+
+    ledger = Ledger.open(options.storage, options.name)
+    try:
+        advice = advise(ledger, ledger.front([objective(m) for m in ledger.facts.objectives]))
+    except MetricError:  # it has to be asked for by other metrics, which the front says
+        advice = Advice()
+    if advice.problem:
+        _say_advice(advice, options)
+    else:
+        _say(f"next: sweeps front {options.name}{_storage_flag(options)}")
+
+
+def _say_advice(advice: "Advice", options: argparse.Namespace) -> None:
+    if advice.problem:
+        _say(advice.problem)
+    if advice.command:
+        _say(f"next: {advice.command}{_storage_flag(options)}")
 
 
 def _run_to_launch(options: argparse.Namespace) -> "RunConfig":
@@ -336,9 +362,9 @@ def _watch(options: argparse.Namespace) -> None:
 
 
 def _front(options: argparse.Namespace) -> None:
+    from sweeps.advice import advise
     from sweeps.ledger import Ledger
     from sweeps.objectives import objective
-    from sweeps.pareto import knee
     from sweeps.tables import front_json, front_record, print_csv, print_front, print_json
 
     _check_figure(options.figure)
@@ -346,9 +372,16 @@ def _front(options: argparse.Namespace) -> None:
     ledger = Ledger.open(options.storage, options.sweep)
     names = options.metrics or ledger.facts.objectives
     front = ledger.front([objective(name) for name in names], limits)
+    advice = advise(ledger, front, limits)
     if options.figure:
         from analysis.front_figure import draw_front
         from sweeps.status import limits_and_baseline
+
+        if not front.members:
+            raise TrialError(
+                f"the front is empty: {advice.problem or 'there is nothing to draw'}",
+                hint=advice.command or "'sweeps status' shows what became of trials",
+            )
 
         _, baseline = limits_and_baseline(ledger.facts)
         draw_front(
@@ -356,7 +389,7 @@ def _front(options: argparse.Namespace) -> None:
             ledger.history(front.objectives, DRAWN_TRIALS),
             options.figure,
             title=f"{options.sweep}: {len(front.members)} of {front.finished} trials on the front",
-            knee=knee(front),
+            knee=advice.trial,
             baseline_id=baseline,
         )
         _say(f"wrote {options.figure}")
@@ -366,9 +399,7 @@ def _front(options: argparse.Namespace) -> None:
         print_csv([front_record(trial) for trial in front.members])
     else:
         print_front(front, options.sweep)
-        if front.members:
-            trial = knee(front).id[:6]
-            _say(f"next: sweeps promote {trial} --to bundles/{trial}{_storage_flag(options)}")
+        _say_advice(advice, options)
 
 
 def _limits(options: argparse.Namespace) -> list["Limit"]:
@@ -392,15 +423,23 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _promote(options: argparse.Namespace) -> None:
+    from sweeps.objectives import MISSED_PITCH
     from sweeps.promote import promote
+    from sweeps.standing import percent
 
     bundle = promote(
-        options.storage, options.trial, options.to, sweep=options.sweep, dataset=options.data
+        options.storage,
+        options.trial,
+        options.to,
+        sweep=options.sweep,
+        dataset=options.data,
+        allow_missed_pitch=options.allow_missed_pitch,
     )
-    measured = bundle.trial["promotion"]
+    measured, missed = bundle.trial["promotion"], bundle.trial[MISSED_PITCH]
     show(
         f"{bundle.path}: trial {bundle.trial['id']}, val_loss {bundle.trial['val_loss']:.3f}, "
-        f"rtf_ratio {measured['rtf_ratio']:.3f} "
+        + ("" if missed is None else f"f0_missed {percent(missed)}, ")
+        + f"rtf_ratio {measured['rtf_ratio']:.3f} "
         f"[{measured['rtf_ratio_low']:.3f}, {measured['rtf_ratio_high']:.3f}], "
         f"{1 / measured['rtf']:,.0f}x real time; verified"
     )
@@ -658,6 +697,8 @@ def _parser() -> argparse.ArgumentParser:
     promote.add_argument("--to", required=True, type=Path, metavar="DIR", help="folder to make")
     promote.add_argument("--data", type=_given, metavar="DATASET",
         help="the dataset, if it has moved")  # fmt: skip
+    promote.add_argument("--allow-missed-pitch", action="store_true",
+        help="even if it does not sing, by its f0_missed_share")  # fmt: skip
     verify = add("verify", _verify, "check that a bundle is whole, and all of it of one model",
         "sweeps verify bundles/tiny")  # fmt: skip
     verify.add_argument("bundle", type=Path, metavar="DIR")

@@ -1,17 +1,19 @@
 """The whole thing once, on a synthetic instrument: data, sweep, front, figure, bundle."""
 
+import shlex
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
 from analysis.front_figure import draw_front
+from sweeps.advice import advise
 from sweeps.bundles import verify
 from sweeps.config import find_run, load_run
+from sweeps.errors import TrialError
 from sweeps.launch import launch
 from sweeps.ledger import Ledger
 from sweeps.objectives import objective
-from sweeps.pareto import knee
 from sweeps.printable import show
 from sweeps.progress import SweepProgress
 from sweeps.promote import promote
@@ -53,17 +55,23 @@ def run_demo(out: Path, *, trials: int, console: Console) -> None:
     console.print(f"[bold]3/4[/] the Pareto front, drawn in {escape(str(figure))}")
     ledger = Ledger.open(storage, SWEEP)
     front = ledger.front([objective(name) for name in run.sweep.objectives])
-    chosen = knee(front)
+    advice = advise(ledger, front)
     baseline = run.space.baseline()
     draw_front(
         front,
         ledger.trials(),
         figure,
         title=f"Demo sweep: {len(front.members)} of {front.finished} trials on the Pareto front",
-        knee=chosen,
+        knee=advice.trial,
         baseline_id=baseline.id if baseline else None,
     )
     print_front(front, SWEEP)
+    chosen = advice.trial
+    if chosen is None:
+        raise TrialError(
+            f"no trial to promote: {advice.problem or 'none has completed'}",
+            hint=f"sweeps demo --out {shlex.quote(str(out))} --trials {2 * trials} tries more",
+        )
 
     bundle = out / "bundles" / chosen.id
     console.print(

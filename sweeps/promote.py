@@ -10,11 +10,13 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from sweeps.advice import most_missed
 from sweeps.bundles import verify
 from sweeps.config import parse_candidate
 from sweeps.errors import TrialError
 from sweeps.ledger import find_trial
 from sweeps.meter import Meter
+from sweeps.objectives import MISSED_PITCH, sings
 from sweeps.trial import METRICS, Status, Trial
 from thesis.bundle import (
     CLIP_FILE,
@@ -44,9 +46,18 @@ from thesis.runtimes.onnx_runtime import Session
 
 
 def promote(
-    storage: str, trial_id: str, out: Path, *, sweep: str | None = None, dataset: str | None = None
+    storage: str,
+    trial_id: str,
+    out: Path,
+    *,
+    sweep: str | None = None,
+    dataset: str | None = None,
+    allow_missed_pitch: bool = False,
 ) -> ModelBundle:
     """Writes the bundle of a completed trial.
+
+    A trial whose record says that it misses the pitch, by the sweep's limit or `MOST_MISSED`, has
+    to be asked for. One whose record does not say is believed to sing.
 
     The decoder is measured again on this machine, with its trained weights, and compared once more
     with those weights in float64. The finished bundle is verified.
@@ -57,19 +68,28 @@ def promote(
       out: Folder to make.
       sweep: Sweep of the trial; by default all are searched.
       dataset: Folder of the dataset, where it has moved since the launch.
+      allow_missed_pitch: Promote it even if it does not sing.
 
     Raises:
-      TrialError: No such trial, or one that did not complete.
+      TrialError: No such trial, one that did not complete, or one that does not sing.
       BundleError: `out` exists or cannot be written.
       DatasetError: The dataset is gone, or is another one.
       ExportError: The stored decoder differs from its weights.
     """
     check_output(out, BundleError)
     ledger, trial = find_trial(storage, trial_id, sweep)
-    if trial.status is not Status.COMPLETED:
+    if not trial.trained:
         raise TrialError(
             f"trial {trial.id} is {trial.status.value}: {trial.detail or trial.reason}",
             hint=f"'sweeps front {trial.sweep}' lists trials that can be promoted",
+        )
+    most, missed = most_missed(ledger.facts), trial.metric(MISSED_PITCH)
+    if not (allow_missed_pitch or (trial.status is Status.COMPLETED and sings(trial, most))):
+        why = trial.detail or f"{MISSED_PITCH} is {missed or 0:.3g}, the limit {most:g}"
+        raise TrialError(
+            f"trial {trial.id} does not sing: {why}",
+            hint=f"'sweeps front {trial.sweep}' offers one that does, or says what to do; "
+            "--allow-missed-pitch promotes this one all the same",
         )
     data = load_dataset(Path(dataset or ledger.facts.dataset_path))
     if data.facts.fingerprint != trial.provenance.dataset_fingerprint:

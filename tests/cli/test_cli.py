@@ -147,6 +147,191 @@ def test_a_front_over_several_hosts_says_what_compares(
     assert out.splitlines()[-1].startswith("measured on 2 hosts: rtf_ratio, ")
 
 
+def missing(record: Trial, share: float | None, **changes: Any) -> Trial:
+    """A trial that misses so much of the pitch, as measured by this release."""
+    measured = replace(record.measurement, f0_missed_share=share, loudness_error_db=3.0)
+    return replace(record, measurement=measured, **changes)
+
+
+SILENT = {"reason": Reason.MISSED_PITCH, "detail": "f0_missed_share is 1, the limit 0.3"}
+
+
+def sweep_of(root: Path, *records: Trial, limits: dict[str, float] | None = None) -> str:
+    """Storage of a sweep 'tiny' with these records; by default without a limit on the pitch."""
+    data = make_dataset(root / "data")
+    facts = SweepFacts(
+        name="tiny",
+        gin_config=load_run(find_run("tiny"), ["STEPS=150"]).text,
+        dataset_fingerprint=load_facts(data).fingerprint,
+        objectives=("val_loss", "rtf_ratio"),
+        dataset_path=data,
+        trials_asked=len(records),
+        limits=limits or {},
+    )
+    ledger = Ledger.create(str(root / "runs"), "tiny", facts)
+    for record in records:
+        ledger.append(record)
+    return str(root / "runs")
+
+
+def next_line(err: str) -> str:
+    """The last line of stderr, which is what to do next."""
+    line = err.strip().splitlines()[-1]
+    assert line.startswith("next: sweeps ")
+    return line.removeprefix("next: sweeps ")
+
+
+def test_front_shows_the_pitch_that_is_missed_and_offers_a_member_that_sings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The knee of all three would be the second, of which no note is right.
+    records = [missing(t, share) for t, share in zip(FRONT, (0.104, 1.0, 0.02), strict=True)]
+    storage = sweep_of(tmp_path, *records)
+    assert run("front", "tiny", "--storage", storage) == 0
+    out, err = capsys.readouterr()
+    assert all(share in out for share in ("f0_missed", "10.4%", "100%", "2%"))
+    assert max(map(len, out.splitlines())) <= 100
+    assert next_line(err).startswith(f"promote {FRONT[2].id[:6]} --to ")
+    assert run("front", "tiny", "--storage", storage, "--max", "f0_missed_share=0.05") == 0
+    out, err = capsys.readouterr()
+    assert "1 of 3 finished trials" in out
+    assert "excluded: 2 completed (f0_missed_share over 0.05)" in out
+    assert next_line(err).startswith(f"promote {FRONT[2].id[:6]} --to ")
+    assert run("front", "tiny", "--storage", storage, "--json") == 0
+    shares = [t["f0_missed_share"] for t in json.loads(capsys.readouterr().out)["front"]]
+    assert shares == [0.104, 1.0, 0.02]
+
+
+def test_the_limit_of_a_sweep_decides_who_is_offered(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = [missing(t, share) for t, share in zip(FRONT, (0.9, 0.5, 0.8), strict=True)]
+    storage = sweep_of(tmp_path, *records, limits={"f0_missed_share": 0.6})
+    assert run("front", "tiny", "--storage", storage) == 0
+    assert next_line(capsys.readouterr().err).startswith(f"promote {FRONT[1].id[:6]} --to ")
+
+
+@pytest.mark.parametrize("metrics", [(), ("val_loss", "parameters", "rtf_ratio"), ("val_loss",)])
+def test_a_front_of_any_number_of_objectives_offers_a_member(
+    storage: str, capsys: pytest.CaptureFixture[str], metrics: tuple[str, ...]
+) -> None:
+    asked = ["--metrics", *metrics] if metrics else []
+    assert run("front", "tiny", "--storage", storage, *asked) == 0
+    offered = next_line(capsys.readouterr().err).split()[1]
+    assert offered in {t.id[:6] for t in FRONT}
+
+
+def test_where_those_that_sing_were_beaten_front_says_how_to_see_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = sweep_of(tmp_path, *(missing(t, 1.0) for t in FRONT), missing(DOMINATED, 0.1))
+    assert run("front", "tiny", "--storage", storage) == 0
+    problem, following = capsys.readouterr().err.strip().splitlines()
+    assert problem == (
+        "no member of the front sings: f0_missed_share is over 0.3 in all; other trials do"
+    )
+    command = following.removeprefix("next: sweeps ").split()
+    assert command[:4] == ["front", "tiny", "--max", "f0_missed_share=0.3"]
+    assert run(*command) == 0
+    assert next_line(capsys.readouterr().err).startswith(f"promote {DOMINATED.id[:6]} --to ")
+
+
+@pytest.mark.parametrize("infeasible", [False, True], ids=["of before", "with a limit"])
+def test_where_nothing_sings_front_and_launch_say_so_and_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], infeasible: bool
+) -> None:
+    changes: dict[str, Any] = SILENT if infeasible else {}
+    storage = sweep_of(
+        tmp_path,
+        *(missing(t, 1.0, **changes) for t in FRONT),
+        limits={"f0_missed_share": 0.3} if infeasible else {},
+    )
+    words = "no trial sings: f0_missed_share over 0.3 in 3" if infeasible else (
+        "no member of the front sings: f0_missed_share is over 0.3 in all"
+    )  # fmt: skip
+    # Nothing is left to do for a launch, so that it ends at once.
+    for verb in (["front", "tiny"], ["launch", "--name", "tiny"]):
+        assert run(*verb, "--storage", storage) == 0
+        out, err = capsys.readouterr()
+        lines = err.strip().splitlines()
+        assert (
+            lines[-2]
+            == f"{words}; train longer, as a new sweep with the same run file and settings"
+        )
+        assert "promote" not in err
+        assert next_line(err) == (
+            f"launch --name tiny-600 --data {tmp_path}/data --trials 3 --set STEPS=600 "
+            f"--storage {storage}"
+        )
+        if verb[0] == "front":
+            account = "3 infeasible (f0_missed_share over 0.3)" if infeasible else "none"
+            assert out.splitlines()[-1] == f"excluded: {account}"
+    assert run(*next_line(err).split(), "--dry-run") == 0
+    assert "3 trials of 600 steps" in capsys.readouterr().out
+
+
+def test_a_launch_that_ends_well_offers_its_front(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = sweep_of(tmp_path, *(missing(t, 0.1) for t in FRONT))
+    assert run("launch", "--name", "tiny", "--storage", storage) == 0
+    assert next_line(capsys.readouterr().err) == f"front tiny --storage {storage}"
+
+
+def test_where_there_is_no_pitch_none_is_missed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Drums: no frame of the clips is voiced."""
+    drums = [missing(t, None) for t in FRONT]
+    storage = sweep_of(tmp_path, *drums, limits={"f0_missed_share": 0.3})
+    for limit in ([], ["--max", "f0_missed_share=0.1"]):
+        assert run("front", "tiny", "--storage", storage, *limit) == 0
+        out, err = capsys.readouterr()
+        assert "3 of 3 finished trials" in out
+        assert next_line(err).startswith("promote ")
+
+
+def test_a_figure_of_a_front_on_which_nothing_sings_is_refused_with_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = sweep_of(
+        tmp_path,
+        *(missing(t, 1.0, **SILENT) for t in FRONT),  # type: ignore[arg-type]
+        limits={"f0_missed_share": 0.3},
+    )
+    figure = tmp_path / "front.png"
+    assert run("front", "tiny", "--storage", storage, "--figure", str(figure)) == 1
+    assert_one_error(capsys, "no trial sings", "hint: sweeps launch --name tiny-600")
+    assert not figure.exists()
+
+
+def test_a_figure_of_three_objectives_is_refused(
+    storage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figure = str(tmp_path / "front.png")
+    asked = ("--metrics", "val_loss", "rtf_ratio", "parameters", "--figure", figure)
+    assert run("front", "tiny", "--storage", storage, *asked) == 1
+    assert_one_error(capsys, "two objectives, not 3", "--metrics")
+
+
+@pytest.mark.parametrize("changes", [{}, SILENT], ids=["of before", "with a limit"])
+def test_a_trial_that_does_not_sing_is_promoted_only_if_that_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any]
+) -> None:
+    silent = missing(FRONT[0], 1.0, **changes)
+    storage = sweep_of(tmp_path, silent)
+    out = tmp_path / "bundle"
+    promote = ("promote", silent.id[:6], "--to", str(out), "--storage", storage)
+    assert run(*promote) == 1
+    assert_one_error(
+        capsys, "does not sing: f0_missed_share is 1, the limit 0.3", "--allow-missed-pitch"
+    )
+    assert not out.exists()
+    # What is wrong with this record comes next: it is of no dataset.
+    assert run(*promote, "--allow-missed-pitch") == 1
+    assert_one_error(capsys, "is not the dataset that trial")
+
+
 def test_front_as_json_has_stable_keys(storage: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("front", "tiny", "--storage", storage, "--json") == 0
     document = json.loads(capsys.readouterr().out)

@@ -91,10 +91,11 @@ def test_a_sweep_is_launched_killed_continued_queried_promoted_and_verified(fold
     assert baseline[0]["completed"] == TRIALS
 
     chosen = front["front"][0]["id"]
-    promoted = sweeps("promote", chosen[:8], "--to", "bundle", cwd=folder)
+    promote = ["promote", chosen[:8], "--to", "bundle", "--allow-missed-pitch"]
+    promoted = sweeps(*promote, cwd=folder)
     assert promoted.returncode == 0, promoted.stderr
     assert sweeps("verify", "bundle", cwd=folder).returncode == 0
-    again = sweeps("promote", chosen[:8], "--to", "bundle", cwd=folder)
+    again = sweeps(*promote, cwd=folder)
     assert again.returncode == 1
     assert "exists already" in again.stderr
 

@@ -44,15 +44,21 @@ def make_ledger(storage, dataset, run):
     return Ledger.create(str(storage), "small", facts)
 
 
+def missing(trial, share):
+    """A trial that misses so much of the pitch."""
+    return replace(trial, measurement=replace(trial.measurement, f0_missed_share=share))
+
+
 @pytest.fixture(scope="module")
 def trial(completed):
-    return completed[0]
+    """A completed trial that sings. In four steps nothing learns to, but its record says so."""
+    return missing(completed[0], 0.1)
 
 
 @pytest.fixture(scope="module")
-def storage(completed, dataset, small_run, tmp_path_factory):
+def storage(completed, trial, dataset, small_run, tmp_path_factory):
     """Storage of a sweep with a completed trial, one that diverged and one that was too slow."""
-    trial, workdir = completed
+    workdir = completed[1]
     folder = tmp_path_factory.mktemp("runs")
     ledger = make_ledger(folder, dataset, small_run)
     ledger.append(trial)
@@ -162,9 +168,9 @@ def test_a_configuration_of_another_model_is_found_however_it_is_laid_out(
 
 
 def test_a_trial_is_promoted_from_an_object_store(
-    s3, completed, dataset, small_run, bundle, tmp_path
+    s3, completed, trial, dataset, small_run, bundle, tmp_path
 ):
-    trial, workdir = completed
+    workdir = completed[1]
     ledger = make_ledger(s3(tmp_path.name), dataset, small_run)
     ledger.append(trial)
     ledger.put_artifacts(trial.id, workdir / ARTIFACTS)
@@ -285,6 +291,76 @@ def assert_refused(error, match, *arguments, left=(), **options):
 def test_a_trial_that_did_not_complete_is_refused(storage, tmp_path, channels, match):
     trial_id = Candidate.of({"channels": channels}).id
     assert_refused(TrialError, match, storage, trial_id, tmp_path / "out")
+
+
+def make_silent(folder, trial, dataset, run, workdir, limits=None):
+    """Storage of one trial, which is taken as it is."""
+    facts = SweepFacts(
+        name="small",
+        gin_config=run.text,
+        dataset_fingerprint=dataset.facts.fingerprint,
+        objectives=run.sweep.objectives,
+        dataset_path=str(dataset.path),
+        limits=limits,
+    )
+    ledger = Ledger.create(str(folder), "small", facts)
+    ledger.append(trial)
+    ledger.put_artifacts(trial.id, workdir / ARTIFACTS)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("missed", "limits", "said"),
+    [
+        (1.0, None, "f0_missed_share is 1, the limit 0.3"),
+        (0.31, {}, "f0_missed_share is 0.31, the limit 0.3"),
+        (0.2, {"f0_missed_share": 0.1}, "f0_missed_share is 0.2, the limit 0.1"),
+    ],
+)
+def test_a_trial_that_does_not_sing_is_refused(
+    trial, dataset, small_run, completed, tmp_path, monkeypatch, missed, limits, said
+):
+    silent = missing(trial, missed)
+    runs = make_silent(tmp_path / "runs", silent, dataset, small_run, completed[1], limits)
+    monkeypatch.setattr(stage, "load_dataset", lambda *_: pytest.fail("worked in vain"))
+    with pytest.raises(TrialError, match=f"trial {trial.id} does not sing: {said}") as caught:
+        promote(runs, trial.id, tmp_path / "out")
+    assert "--allow-missed-pitch" in caught.value.hint
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+@pytest.mark.parametrize("reason", [None, Reason.MISSED_PITCH])
+def test_a_trial_that_does_not_sing_is_promoted_if_that_is_asked_for(
+    trial, dataset, small_run, completed, tmp_path, reason
+):
+    """One that is infeasible for it has a model, too."""
+    detail = "f0_missed_share is 1, the limit 0.3" if reason else ""
+    silent = replace(missing(trial, 1.0), reason=reason, detail=detail)
+    runs = make_silent(tmp_path / "runs", silent, dataset, small_run, completed[1])
+    if reason:
+        assert_refused(TrialError, f"does not sing: {detail}", runs, trial.id, tmp_path / "out")
+    bundle = promote(runs, trial.id, tmp_path / "out", allow_missed_pitch=True)
+    assert verify(bundle.path) == bundle
+    assert bundle.trial["f0_missed_share"] == 1.0
+    card = (bundle.path / "README.md").read_text()
+    assert "| voiced frames rendered unvoiced or 50 cents off | 1 " in card
+
+
+def test_a_trial_of_which_it_is_not_known_whether_it_sings_is_promoted(
+    trial, dataset, small_run, completed, tmp_path
+):
+    older = missing(trial, None)
+    limits = {"f0_missed_share": 0.1}
+    runs = make_silent(tmp_path / "runs", older, dataset, small_run, completed[1], limits)
+    assert promote(runs, trial.id, tmp_path / "out").trial["f0_missed_share"] is None
+
+
+def test_a_trial_within_the_limit_of_its_sweep_is_promoted(
+    trial, dataset, small_run, completed, tmp_path
+):
+    hoarse, limits = missing(trial, 0.8), {"f0_missed_share": 0.8}
+    runs = make_silent(tmp_path / "runs", hoarse, dataset, small_run, completed[1], limits)
+    assert promote(runs, trial.id, tmp_path / "out").path.is_dir()
 
 
 def test_an_unknown_trial_is_refused(storage, tmp_path):
