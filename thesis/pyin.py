@@ -183,12 +183,18 @@ def _trough_probabilities(heights: Floats, of_frame: NDArray[np.int_], n_frames:
       n_frames: Frames in all.
     """
     below = heights[:, None] < _THRESHOLDS
-    counted = np.concatenate([np.zeros((1, len(_THRESHOLDS)), np.int_), np.cumsum(below, axis=0)])
+    counted = np.zeros((1 + len(heights), len(_THRESHOLDS)), np.int32)
+    np.cumsum(below, axis=0, dtype=np.int32, out=counted[1:])
     edges = np.searchsorted(of_frame, np.arange(n_frames + 1))
-    n_below = (counted[edges[1:]] - counted[edges[:-1]])[of_frame]
-    place = counted[:-1] - counted[edges[:-1]][of_frame]
-    share = np.exp(-_TROUGH_DECAY * place) * (1 - math.exp(-_TROUGH_DECAY))
-    share = np.where(below, share / (1 - np.exp(-_TROUGH_DECAY * np.maximum(n_below, 1))), 0.0)
+    before = counted[edges[:-1]]
+    n_below = counted[edges[1:]] - before
+    # Powers of whole numbers, looked up: each is needed a thousand times.
+    decay = np.exp(-_TROUGH_DECAY * np.arange(1 + n_below.max(initial=1)))
+    all_below = (1 - decay.take(np.maximum(n_below, 1)))[of_frame]
+    place = counted[:-1] - before[of_frame]
+    share = (decay * (1 - math.exp(-_TROUGH_DECAY))).take(place)
+    share /= all_below
+    share *= below
     probability = share @ _THRESHOLD_PRIOR
     lowest = np.lexsort((np.arange(len(heights)), heights, of_frame))[
         edges[:-1][np.diff(edges) > 0]
@@ -221,17 +227,24 @@ def _most_likely_path(
     near = sliding_window_view(padded, n_bins, axis=1)  # [2, offset, bin], follows `padded`
     came_from = np.empty((n_frames, 2, n_bins), np.int32)
     score = observed[0] - math.log(2 * n_bins)
+    # Where each of `reached` comes from: [voiced or not and offset, bin].
+    offset_of = np.arange(2 * n_offsets)[:, None]
+    sources = offset_of // n_offsets * n_bins + np.arange(n_bins) + offset_of % n_offsets - reach
     here = np.arange(n_bins)
+    reached_of = np.empty_like(costs)
+    reached = reached_of.reshape(2 * n_offsets, 2, n_bins)
     for t in range(1, n_frames):
         padded[:, reach : reach + n_bins] = score
-        reached = (near[:, :, None, :] + costs).reshape(2 * n_offsets, 2, n_bins)
-        best = reached.argmax(axis=0)
-        value = np.take_along_axis(reached, best[None], axis=0)[0]
-        source = best // n_offsets * n_bins + here + best % n_offsets - reach
+        np.add(near[:, :, None, :], costs, out=reached_of)
+        value = reached.max(axis=0)
+        source = sources[reached.argmax(axis=0), here]
         leap = score.argmax()
         leaps = value < score.flat[leap] + _LOG_ZERO
-        came_from[t] = np.where(leaps, leap, source)
-        score = observed[t] + np.where(leaps, score.flat[leap] + _LOG_ZERO, value)
+        if leaps.any():
+            source = np.where(leaps, leap, source)
+            value = np.where(leaps, score.flat[leap] + _LOG_ZERO, value)
+        came_from[t] = source
+        score = observed[t] + value
     states = np.empty(n_frames, np.int_)
     states[-1] = score.argmax()
     flat = came_from.reshape(n_frames, 2 * n_bins)
