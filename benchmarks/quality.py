@@ -32,6 +32,8 @@ _METRICS = {
     "f0_missed_share": "f0 missed",
     "loudness_error_db": "loudness dB",
     "mel_cepstral_distance_db": "mel cepstrum dB",
+    "log_mel_distance_db": "log mel dB",
+    "onset_error_ms": "onset ms",
 }
 """Metric -> its head in a table."""
 
@@ -201,7 +203,7 @@ def _print_violin(losses: Mapping[str, Losses], qualities: Mapping[str, Quality]
                 model,
                 *(f"{mean:.4f}" for mean in loss.means().values()),
                 f"{loss.largest_difference:.1e}",
-                *_cells(asdict(qualities[model]).values()),
+                *_cells(getattr(qualities[model], metric) for metric in _METRICS),
             ]
             for model, loss in losses.items()
         ],

@@ -66,6 +66,12 @@ _LINEAR = {
     "f0_missed_share",
     "loudness_error_db",
     "mel_cepstral_distance_db",
+    "log_mel_distance_db",
+    "multi_scale_log_mel_distance_db",
+    "loudness_error_sounding_db",
+    "rest_excess_db",
+    "register_level_error_db",
+    "onset_error_ms",
     "export_max_error",
 }
 _LEARNT = _LINEAR | {"model_bytes"}

@@ -139,9 +139,29 @@ class Measurement:
     val_loss: float | None = _metric("", "spectral loss of the exported model, validation clips")
     train_loss: float | None = _metric("", "mean spectral loss of the last training steps")
     f0_error_cents: float | None = _metric("cents", "median pitch error, frames voiced in both")
-    f0_missed_share: float | None = _metric("", "voiced frames rendered unvoiced or 50 cents off")
+    f0_missed_share: float | None = _metric(
+        "", "voiced frames rendered unvoiced or 50 cents off; one tracker judges both sides"
+    )
     loudness_error_db: float | None = _metric("dB", "mean A-weighted loudness error of a frame")
     mel_cepstral_distance_db: float | None = _metric("dB", "mean distance of timbre, level aside")
+    log_mel_distance_db: float | None = _metric(
+        "dB", "mean |difference| of 64 mel bands, frames of 64 ms, levels made equal"
+    )
+    multi_scale_log_mel_distance_db: float | None = _metric(
+        "dB", "the same, mean of frames of 32, 64, 128 and 256 ms"
+    )
+    loudness_error_sounding_db: float | None = _metric(
+        "dB", "loudness_error_db where the clip sounds, less than 50 dB under its loudest frame"
+    )
+    rest_excess_db: float | None = _metric(
+        "dB", "mean loudness over the clip's where the clip rests, from -60 dB on"
+    )
+    register_level_error_db: float | None = _metric(
+        "dB", "mean loudness error, with its sign, of the worst third of the clips' pitches"
+    )
+    onset_error_ms: float | None = _metric(
+        "ms", "mean distance to the nearest onset of the other side, 100 at most (Bello 2005)"
+    )
     rtf: float | None = _metric("s/s", "processing time / audio time, low quantile, one thread")
     rtf_ratio: float | None = _metric("x reference", "rtf / rtf of DDSP-CNN-Tiny, interleaved")
     rtf_ratio_low: float | None = _metric("x reference", "lower end of the 95% interval")

@@ -45,6 +45,10 @@ _BLOCK = 2**16
 LOUDNESS_FLOOR_DB = -80.0
 """Loudness of digital silence, and of everything softer than this."""
 
+SILENCE_DB = -60.0
+"""A clip that is nowhere louder is silent. A tone at -80 dB of full scale is as loud as this; the
+dither of 16-bit audio is 13 dB softer."""
+
 LOUDNESS_FFT_SIZE = 512
 """Samples that a frame of loudness sees: 32 ms at 16 kHz, as in ddsp."""
 

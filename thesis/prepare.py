@@ -24,6 +24,7 @@ from thesis.environ import SAFE_PATH, environment
 from thesis.errors import AudioError, ConfigError, DatasetError
 from thesis.features import (
     F0_ESTIMATOR,
+    SILENCE_DB,
     Frames,
     Samples,
     compute_loudness,
@@ -37,10 +38,6 @@ AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg")
 
 SHORTEST_REST_SECONDS = 0.5
 """What is left of a recording after its last whole clip becomes a padded clip from this length."""
-
-SILENCE_DB = -60.0
-"""A clip that is nowhere louder is silent. A tone at -80 dB of full scale is as loud as this; the
-dither of 16-bit audio is 13 dB softer."""
 
 OnProgress = Callable[[int, int, str], None]
 """Called with recordings done, recordings in all, and the name of the one just done."""

@@ -22,9 +22,9 @@ import scipy.ndimage
 from thesis.controls import MAX_PEAK
 from thesis.data import Clip, Dataset, Split, write_dataset
 from thesis.errors import ConfigError, DatasetError
-from thesis.features import LOUDNESS_FLOOR_DB, Frames, Samples, compute_loudness
+from thesis.features import LOUDNESS_FLOOR_DB, SILENCE_DB, Frames, Samples, compute_loudness
 from thesis.files import check_output, sha256
-from thesis.prepare import SILENCE_DB, OnProgress, make_clip_format, split_recordings
+from thesis.prepare import OnProgress, make_clip_format, split_recordings
 
 FEATURES = ("audio", "f0_hz", "f0_confidence", "loudness_db")
 
