@@ -111,6 +111,8 @@ def _prepare_options(options: argparse.Namespace, source: str) -> dict[str, Any]
 
 
 def _describe(dataset: "Dataset") -> None:
+    from thesis.pitch_names import doubtful_pitches, labelled
+
     facts, heard = dataset.facts, dataset.facts.statistics
     show(
         f"{dataset.path}: {facts.n_train} training and {facts.n_validation} validation clips of "
@@ -124,6 +126,8 @@ def _describe(dataset: "Dataset") -> None:
     )
     for file, why in facts.skipped.items():
         show(f"skipped {file}: {why}")
+    for line in doubtful_pitches(labelled(dataset)):
+        show(f"warning: {line}")
 
 
 def _launch(options: argparse.Namespace) -> None:

@@ -25,7 +25,7 @@ from sweeps import storage as storage_module
 from sweeps.errors import LedgerError, SweepError, TrialError
 from sweeps.lease import leased
 from sweeps.ledger import SCHEMA, Ledger, SweepFacts, Tail, find_trial, list_sweeps
-from sweeps.objectives import Limit, objective
+from sweeps.objectives import Limit, at_most, objective
 from sweeps.pareto import REASONS, pareto_front
 from sweeps.standing import Outcomes, Standing
 from sweeps.storage import Location
@@ -40,6 +40,7 @@ from sweeps.trial import (
     Status,
     Trial,
 )
+from thesis.metrics import Quality
 
 OBJECTIVES = [objective("val_loss"), objective("rtf_ratio")]
 
@@ -761,6 +762,27 @@ def test_older_record_without_a_column_reads_as_its_default(tmp_path, compacted)
     assert (old.detail, old.provenance.seed) == ("", 0)
     assert [getattr(old.provenance, name) for name in mappings] == [{}, {}]
     assert [e.why for e in ledger.front(OBJECTIVES).excluded] == ["no rtf_ratio"]
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_record_from_before_metrics_that_follow_ears_has_none_of_them(tmp_path, compacted):
+    added = [field.name for field in dataclasses.fields(Quality)][4:]
+    assert added[0] == "log_mel_distance_db"
+    ledger = Ledger.create(tmp_path, "tiny", facts())
+    measured = {"val_loss": 1.0, "rtf_ratio": 2.0, "loudness_error_db": 3.0}
+    new = measured | dict.fromkeys(added, 0.5)
+    for number in (1, 2):
+        ledger.append(trial(number, **new))
+    rewrite(path_of(ledger, trial(1)), lambda t: t.drop_columns(added))
+    if compacted:
+        ledger.compact()
+    assert [t.measurement for t in ledger.trials()] == [Measurement(**measured), Measurement(**new)]
+    for name in added:
+        found = ledger.front([objective(name, limit=0.5), objective("rtf_ratio")])
+        assert [t.id for t in found.members] == [trial(2).id]
+        assert [e.why for e in found.excluded] == [f"no {name}"]
+    (limited,) = ledger.front(OBJECTIVES, [at_most(f"{added[0]}=1")]).members
+    assert limited.id == trial(2).id
 
 
 def test_column_that_only_another_release_knows_is_kept_by_compaction(tmp_path):

@@ -1,6 +1,7 @@
 import math
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 
@@ -16,6 +17,7 @@ from sweeps.objectives import (
     objective,
 )
 from sweeps.trial import METRICS, Candidate, Measurement, Trial
+from thesis.metrics import Quality
 
 
 def trial(**metrics):
@@ -31,6 +33,15 @@ def test_every_column_of_the_ledger_is_a_metric():
 
 def test_lower_is_better_for_all_metrics_but_x_real_time():
     assert [name for name in KNOWN if objective(name).goal is Goal.MAX] == ["x_real_time"]
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Quality)])
+def test_what_is_known_of_a_sound_is_learnt_and_has_a_linear_scale(name):
+    found = metric(name)
+    assert (found.goal, found.learnt, found.spans_decades, found.host_bound) == (
+        Goal.MIN, True, False, False,
+    )  # fmt: skip
+    assert at_most(f"{name}=0.1") == Limit(name, high=0.1)
 
 
 def test_timings_are_bound_to_their_host_and_the_ratio_is_not():
