@@ -2,13 +2,14 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
+import numpy.typing as npt
 
 from sweeps.advice import most_missed
 from sweeps.bundles import verify
@@ -29,19 +30,22 @@ from thesis.bundle import (
     SYNTH_STREAM_FILE,
     Controls,
     ModelBundle,
+    check_artifacts,
+    read_audio,
     read_decoder,
+    render,
     write_bundle,
 )
 from thesis.config import ModelConfig
 from thesis.controls import decoder_inputs
-from thesis.data import Clips, Dataset, load_dataset
+from thesis.data import VOICED_CONFIDENCE, Clips, Dataset, load_dataset
 from thesis.errors import BundleError, DatasetError, ExportError, UserError, first_line
 from thesis.export import MAX_ERROR
 from thesis.files import check_output
 from thesis.measure import RtfMeasurement, measure_rtf, processor
-from thesis.metrics import Quality
+from thesis.metrics import Quality, sounding
 from thesis.quantise import shipped_onnx
-from thesis.reference import decode
+from thesis.reference import decode, spectral_loss
 from thesis.runtimes.onnx_runtime import Session
 
 
@@ -60,7 +64,9 @@ def promote(
     to be asked for. One whose record does not say is believed to sing.
 
     The decoder is measured again on this machine, with its trained weights, and compared once more
-    with those weights in float64. The finished bundle is verified.
+    with those weights in float64. The clip that goes with it is one that the model plays neither
+    well nor badly: of the validation clips with something to hear, the one whose loss is the
+    median. The finished bundle is verified.
 
     Args:
       storage: Where the sweeps are kept.
@@ -99,13 +105,14 @@ def promote(
         )
     model = parse_candidate(trial.provenance.gin_config, trial.candidate)
     clips = data.clips("validation").subsampled(model.synth.hop_multiple)
-    row = int(np.argmax(clips.loudness_db.mean(axis=1)))  # the clip with the most to hear
     with tempfile.TemporaryDirectory() as folder:
         artifacts = Path(folder)
         ledger.get_artifacts(trial.id, artifacts)
         with _reporting_damage(trial):
             _check_decoder(artifacts, model, data, clips)
             decoder = (artifacts / DECODER_FILE).read_bytes()
+            check_artifacts(artifacts)
+            row = _representative(artifacts, clips, data.facts.clip_seconds)
         measured = Meter(measure_rtf)(decoder, data.facts.clip_seconds, model.measure)
         write_bundle(
             out,
@@ -156,6 +163,45 @@ def _check_decoder(artifacts: Path, model: ModelConfig, data: Dataset, clips: Cl
             f"the stored decoder differs from its weights by {error:.3g}, allowed {MAX_ERROR:g}",
             hint="the stored model was damaged; run the trial again in a new sweep",
         )
+
+
+MOST_JUDGED_SECONDS = 160.0
+"""Of validation clips, to find the one that a bundle holds: some five seconds of work."""
+
+
+def _representative(artifacts: Path, clips: Clips, clip_seconds: float) -> int:
+    """Returns the number of the clip that a bundle holds; see `representative`.
+
+    Each of some clips that are heard is rendered as the bundle will render it, and compared by the
+    spectral loss, in float64.
+    """
+    session, response = Session(artifacts / DECODER_FILE), read_audio(artifacts / REVERB_FILE)
+
+    def loss(row: int) -> float:
+        controls = Controls(clips.f0_hz[row], clips.loudness_db[row])
+        audio = clips.audio[row]
+        return spectral_loss(audio, render(session, response, controls)[: audio.size])
+
+    rows = heard(clips)
+    most = max(1, int(MOST_JUDGED_SECONDS / clip_seconds))
+    rows = rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.intp)]
+    return int(rows[representative([loss(int(row)) for row in rows])])
+
+
+def heard(clips: Clips) -> npt.NDArray[np.intp]:
+    """Returns the numbers of the clips with something to hear, rising; at least one.
+
+    Those in which frames that sound and are voiced are at least half as many as in the clip that
+    has most of them: a clip that is mostly rest, or padding, says little of a model.
+    """
+    voiced = (clips.f0_confidence >= VOICED_CONFIDENCE) & sounding(clips.loudness_db)
+    n_frames = voiced.sum(axis=1)
+    return np.flatnonzero(2 * n_frames >= n_frames.max())
+
+
+def representative(losses: Sequence[float]) -> int:
+    """Returns which loss is the median; of an even number the lower one of the middle."""
+    return int(np.argsort(losses, kind="stable")[(len(losses) - 1) // 2])
 
 
 def _quality_rows(trial: Trial) -> str:
@@ -237,6 +283,6 @@ or from Python:
     bundle = load_bundle(Path("."))
     audio = bundle.render(bundle.controls())
 
-`{CLIP_FILE}` is a validation clip, from {source}; `{RENDERING_FILE}` is what the model makes of its
-pitch and loudness. `sweeps verify .` checks all files and renders the clip again.
+`{CLIP_FILE}` is a validation clip, from {source}: of those with something to hear, one with the
+median loss. `{RENDERING_FILE}` is what the model makes of its pitch and loudness. `sweeps verify .` checks all files and renders the clip again.
 """

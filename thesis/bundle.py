@@ -354,6 +354,15 @@ def _outputs(session: Session, controls: Controls) -> npt.NDArray[np.float32]:
     return outputs
 
 
+def check_artifacts(artifacts: Path) -> None:
+    """Raises BundleError where one of `ARTIFACT_FILES` is not in a folder."""
+    for name in ARTIFACT_FILES:
+        if not (artifacts / name).is_file():
+            raise BundleError(
+                f"the trial has no {name}", hint="only a completed trial can be promoted"
+            )
+
+
 def write_bundle(
     path: Path,
     artifacts: Path,
@@ -378,11 +387,8 @@ def write_bundle(
       ExportError: The decoder cannot be loaded, or does not go with the weights.
     """
     with written_whole(path, BundleError) as folder:
+        check_artifacts(artifacts)
         for name in ARTIFACT_FILES:
-            if not (artifacts / name).is_file():
-                raise BundleError(
-                    f"the trial has no {name}", hint="only a completed trial can be promoted"
-                )
             shutil.copy2(artifacts / name, folder / name)
         session = Session(folder / DECODER_FILE)
         _write_streams(folder, session)

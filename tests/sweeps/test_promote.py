@@ -23,14 +23,17 @@ from thesis.bundle import (
     DECODER_FILE,
     TRIAL_FILE,
     WEIGHTS_FILE,
+    Controls,
     load_bundle,
     read_audio,
 )
+from thesis.data import Clips
 from thesis.errors import BundleError, ConfigError, DatasetError, ExportError
 from thesis.files import sha256
 from thesis.measure import ROUNDS, RtfMeasurement
 from thesis.metrics import Quality
 from thesis.prepare import prepare_demo
+from thesis.reference import spectral_loss
 
 
 def make_ledger(storage, dataset, run):
@@ -195,12 +198,59 @@ def test_the_record_is_the_trials_with_the_measurement_at_promotion(bundle, tria
     assert promotion["calls"] == 2 * ROUNDS
 
 
-def test_the_clip_is_the_loudest_of_the_validation_clips(bundle, dataset):
+def test_the_clip_is_the_one_whose_loss_is_the_median(bundle, dataset):
     clips = dataset.clips("validation")
-    row = clips.loudness_db.mean(axis=1).argmax()
+    losses = [
+        spectral_loss(audio, bundle.render(Controls(f0_hz, loudness_db)))
+        for audio, f0_hz, loudness_db in zip(
+            clips.audio, clips.f0_hz, clips.loudness_db, strict=True
+        )
+    ]
+    assert len(stage.heard(clips)) == len(losses) == 2  # the lower one of two
+    row = int(np.argmin(losses))
     np.testing.assert_array_equal(read_audio(bundle.path / "clip.wav"), clips.audio[row])
     np.testing.assert_array_equal(bundle.controls().f0_hz, clips.f0_hz[row])
     assert clips.sources[row] in (bundle.path / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("losses", "row"),
+    [([3.0], 0), ([9.0, 2.0], 1), ([5.0, 9.0, 1.0], 0), ([4.0, 1.0, 3.0, 2.0], 3), ([2.0] * 5, 2)],
+)
+def test_neither_the_best_clip_nor_the_worst_is_representative(losses, row):
+    assert stage.representative(losses) == row
+
+
+def clips_of(*voiced, loudness_db=-20.0, n_frames=100):
+    """Clips of which so many frames are voiced, all of one loudness where they are."""
+    confidence = np.array([np.arange(n_frames) < n for n in voiced], np.float32)
+    loudness = np.where(confidence > 0, loudness_db, -80.0).astype(np.float32)
+    names = tuple(map(str, range(len(voiced))))
+    audio = np.zeros((len(voiced), n_frames * 64), np.float32)
+    return Clips(audio, 220 + confidence, confidence, loudness, names, names)
+
+
+def test_clips_that_are_mostly_rest_are_not_considered():
+    assert stage.heard(clips_of(10, 100, 49, 50, 0, 80)).tolist() == [1, 3, 5]
+    assert stage.heard(clips_of(0, 3, 0)).tolist() == [1]
+    assert stage.heard(clips_of(0, 0)).tolist() == [0, 1]
+
+
+def test_loudness_does_not_choose_the_clip():
+    clips = clips_of(100, 100, 90)
+    clips.loudness_db[0] += 15
+    assert stage.heard(clips).tolist() == [0, 1, 2]
+
+
+def test_of_many_clips_some_are_judged_from_first_to_last(bundle, monkeypatch):
+    clips = clips_of(*[100] * 9)
+    judged = []
+    monkeypatch.setattr(stage, "spectral_loss", lambda *_: len(judged))
+    monkeypatch.setattr(stage, "render", lambda *_: judged.append(1) or np.zeros(6400))
+    monkeypatch.setattr(stage, "MOST_JUDGED_SECONDS", 12.5)
+    assert stage._representative(bundle.path, clips, 4.0) == 4
+    assert len(judged) == 3
+    assert stage._representative(bundle.path, clips, 100.0) == 0
 
 
 def test_the_model_card_says_what_it_is_and_how_to_use_it(bundle, trial):
