@@ -284,5 +284,6 @@ or from Python:
     audio = bundle.render(bundle.controls())
 
 `{CLIP_FILE}` is a validation clip, from {source}: of those with something to hear, one with the
-median loss. `{RENDERING_FILE}` is what the model makes of its pitch and loudness. `sweeps verify .` checks all files and renders the clip again.
+median loss. `{RENDERING_FILE}` is what the model makes of its pitch and loudness.
+`sweeps verify .` checks all files and renders the clip again.
 """

@@ -10,7 +10,7 @@
 | `model.gin` | the configuration that it was trained with |
 | `weights.npz` | the trained weights by name, as they were before export |
 | `trial.json` | the trial's record: candidate, metrics, provenance |
-| `clip.wav`, `rendering.wav` | a validation clip and what the model makes of it |
+| `clip.wav`, `rendering.wav` | a validation clip with the median loss, what the model makes of it |
 | `controls.npz` | pitch and loudness of that clip, from which it is rendered |
 | `README.md` | the model card |
 | `SHA256SUMS` | checksums of all of these, as `sha256sum -c` reads them |

@@ -68,6 +68,15 @@ def test_missing_and_added_onsets_are_as_far_off_as_can_be():
     assert error(notes(0.2), notes()) == LARGEST_ONSET_ERROR_MS
 
 
+def test_a_rise_just_under_the_threshold_answers_one_just_over_it():
+    def rising(by):
+        return np.repeat([[-10.0 - by, -10.0]], 200, axis=1)
+
+    assert find_onsets(rising(9.0)[0], FRAME_RATE).size == 0
+    assert error(rising(11.0), rising(9.0)) < 1
+    assert error(rising(11.0), rising(4.0)) == LARGEST_ONSET_ERROR_MS
+
+
 def test_clips_without_onsets_have_no_error():
     assert error(notes(), notes()) is None
     assert error(notes(), notes(0.2)) is None
