@@ -445,7 +445,7 @@ def test_a_time_is_read_in_its_units(
     data = make_dataset(tmp_path / "data")
     budgets = ["--trials", "4", "--time", text, "--train-steps", "900"]
     assert run("launch", "--name", "s", "--data", data, *budgets, "--dry-run") == 0
-    expected = f"budget: 4 trials of 300 steps, {seconds} s, 900 training steps"
+    expected = f"budget: 4 trials of 1600 steps, {seconds} s, 900 training steps"
     assert expected in capsys.readouterr().out
 
 
@@ -493,7 +493,7 @@ def test_dry_run_prints_the_plan_and_starts_nothing(
     assert run("launch", *arguments, "--set", "CHANNELS=(4, 8)", "--dry-run") == 0
     out = capsys.readouterr().out
     assert "DilatedConvStack.channels" in out
-    assert "3 trials of 300 steps" in out
+    assert "3 trials of 1600 steps" in out
     assert "train.batch_size" in out
     assert "distinct; objectives" in out
     seeds = f"search_space.axes={{'train.seed': {tuple(range(10_001))}}}"
