@@ -72,12 +72,12 @@ class Quality:
     f0_missed_share: float | None
     loudness_error_db: float
     mel_cepstral_distance_db: float | None
-    log_mel_distance_db: float | None
-    multi_scale_log_mel_distance_db: float | None
-    loudness_error_sounding_db: float | None
-    rest_excess_db: float | None
-    register_level_error_db: float | None
-    onset_error_ms: float | None
+    log_mel_distance_db: float | None = None
+    multi_scale_log_mel_distance_db: float | None = None
+    loudness_error_sounding_db: float | None = None
+    rest_excess_db: float | None = None
+    register_level_error_db: float | None = None
+    onset_error_ms: float | None = None
 
 
 def compare(clips: Clips, renderings: Audio, clip_format: ClipFormat) -> Quality:

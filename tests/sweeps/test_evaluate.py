@@ -30,7 +30,7 @@ from sweeps.trial import Measurement, Provenance, Reason, Status
 from thesis import reference
 from thesis.bundle import ARTIFACT_FILES, read_audio
 from thesis.config import SynthConfig, stages_of
-from thesis.controls import decoder_inputs, white_noise
+from thesis.controls import absolute_levels, decoder_inputs, white_noise
 from thesis.data import ClipFormat, write_dataset
 from thesis.errors import ConfigError, DatasetError, ExportError
 from thesis.measure import RtfMeasurement, graph_hash
@@ -192,13 +192,14 @@ def test_the_quality_is_that_of_the_stored_model_on_the_validation_clips(complet
     session = Session(workdir / ARTIFACTS / "decoder.onnx")
     response = read_audio(workdir / ARTIFACTS / "reverb.wav")
     inputs = decoder_inputs(clips.f0_hz, clips.loudness_db)
+    synth = SynthConfig(**session.metadata["synth"])
     renderings = [
         reference.synthesize(
-            session.decode(inputs[i : i + 1])[0],
+            absolute_levels(session.decode(inputs[i : i + 1])[0], inputs[i], synth),
             clips.f0_hz[i],
             noise,
             response,
-            config=SynthConfig(**session.metadata["synth"]),
+            config=synth,
             sample_rate=facts.sample_rate,
             hop_size=facts.hop_size,
         )
@@ -207,7 +208,7 @@ def test_the_quality_is_that_of_the_stored_model_on_the_validation_clips(complet
     losses = [reference.spectral_loss(*pair) for pair in zip(clips.audio, renderings, strict=True)]
     assert trial.measurement.val_loss == pytest.approx(np.mean(losses), rel=1e-4)
     quality = asdict(compare(clips, np.array(renderings, np.float32), facts))
-    assert len(quality) == 4
+    assert len(quality) == 10
     for name, expected in quality.items():
         assert trial.metric(name) == pytest.approx(expected, rel=1e-3), name
 
