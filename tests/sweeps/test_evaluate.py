@@ -206,7 +206,9 @@ def test_the_quality_is_that_of_the_stored_model_on_the_validation_clips(complet
         for i, noise in enumerate(white_noise(0, *clips.audio.shape))
     ]
     losses = [reference.spectral_loss(*pair) for pair in zip(clips.audio, renderings, strict=True)]
-    assert trial.measurement.val_loss == pytest.approx(np.mean(losses), rel=1e-4)
+    # After so few steps the audio is nearly silent, and the logarithms of bins that are all but
+    # empty are known to float32 to a few parts in ten thousand.
+    assert trial.measurement.val_loss == pytest.approx(np.mean(losses), rel=3e-4)
     quality = asdict(compare(clips, np.array(renderings, np.float32), facts))
     assert len(quality) == 10
     for name, expected in quality.items():
@@ -327,9 +329,11 @@ def rungs_run(small_run):
 def test_a_rung_gives_the_validation_loss_of_the_decoder_as_it_is_then(
     rungs_run, task_of, measure, every_step, tmp_path
 ):
-    stopped_at_three = parse_run(rungs_run.text + "\ntrain.steps = 3\n")
+    # A cosine ends with the trial: the third of three steps is not the third of four.
+    constant = rungs_run.text + "\ntrain.schedule = 'exponential'\n"
+    stopped_at_three = parse_run(constant + "train.steps = 3\n")
     expected = evaluate(task_of(run=stopped_at_three), workdir=tmp_path / "3", measure=measure)
-    trial = evaluate(task_of(run=rungs_run), workdir=tmp_path / "4", measure=measure)
+    trial = evaluate(task_of(run=parse_run(constant)), workdir=tmp_path / "4", measure=measure)
     assert trial.status is Status.COMPLETED
     assert list(trial.curve) == [1, 3]
     assert trial.curve[3] == pytest.approx(expected.measurement.val_loss, rel=1e-4)

@@ -356,7 +356,7 @@ def test_a_folder_earlier_in_the_list_is_not_shadowed_by_a_later_one(tmp_path, m
     (tmp_path / "a.gin").write_text("include 'train/adam.gin'")
     monkeypatch.chdir(tmp_path)
     text = read_file(Path("a.gin"), [gin_root(), Path()])
-    assert text.bindings[Key("", "STEPS", "")] == 300
+    assert text.bindings[Key("", "STEPS", "")] == 1600
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from sweeps.errors import SweepError, TrialError
 from sweeps.evaluate import ARTIFACTS, evaluate
 from sweeps.ledger import Ledger, SweepFacts
 from sweeps.promote import model_card, promote
-from sweeps.trial import Candidate, Measurement, Reason
+from sweeps.trial import METRICS, Candidate, Measurement, Reason
 from thesis.bundle import (
     ARTIFACT_FILES,
     CHECKSUMS_FILE,
@@ -393,7 +393,8 @@ def test_a_trial_that_does_not_sing_is_promoted_if_that_is_asked_for(
     assert verify(bundle.path) == bundle
     assert bundle.trial["f0_missed_share"] == 1.0
     card = (bundle.path / "README.md").read_text()
-    assert "| voiced frames rendered unvoiced or 50 cents off | 1 " in card
+    said = METRICS["f0_missed_share"].metadata["description"]
+    assert f"| {said} | 1 " in card
 
 
 def test_a_trial_of_which_it_is_not_known_whether_it_sings_is_promoted(

@@ -30,7 +30,7 @@ from thesis.bundle import (
     write_audio,
 )
 from thesis.checked_files import read_arrays
-from thesis.controls import decoder_inputs, white_noise
+from thesis.controls import absolute_levels, decoder_inputs, white_noise
 from thesis.errors import BundleError, ExportError
 from thesis.files import sha256
 
@@ -99,6 +99,7 @@ def test_the_rendering_is_what_the_weights_make_of_the_controls(written, small, 
     with np.load(bundle.path / WEIGHTS_FILE, allow_pickle=False) as weights:
         inputs = decoder_inputs(controls.f0_hz, controls.loudness_db)
         outputs = reference.decode(inputs, weights, small.decoder)
+    outputs = absolute_levels(outputs, inputs, small.synth)
     noise = white_noise(0, 1, len(controls.f0_hz) * rates["hop_size"])[0]
     expected = reference.synthesize(
         outputs, controls.f0_hz, noise, bundle.impulse_response, config=small.synth, **rates

@@ -12,7 +12,7 @@ from thesis import train as stage
 from thesis._ddsp import ddsp, tf
 from thesis.architecture import OUTPUT_GAIN
 from thesis.config import OF_DDSP, SpectralLoss, SynthConfig, TrainConfig, from_gin
-from thesis.controls import Outputs, decoder_inputs
+from thesis.controls import Outputs, absolute_levels, decoder_inputs
 from thesis.errors import ConfigError
 from thesis.losses import training_loss
 from thesis.synthesis import Synthesizer
@@ -246,9 +246,8 @@ def test_training_minimises_the_sum_of_ddsp_s_losses(make_model, dataset, small,
     bias.assign(tf.where(silent, -50.0, bias))
     inputs = decoder_inputs(clips.f0_hz, clips.loudness_db)
     response = tf.convert_to_tensor(model.impulse_response)
-    rendered = model.synthesizer(
-        model.decoder(inputs), clips.f0_hz, np.zeros_like(clips.audio), response
-    )
+    outputs = absolute_levels(model.decoder(inputs), inputs, small.synth)
+    rendered = model.synthesizer(outputs, clips.f0_hz, np.zeros_like(clips.audio), response)
     expected = sum(
         ddsp.losses.SpectralLoss(**asdict(loss))(clips.audio, rendered) for loss in losses
     )
