@@ -93,7 +93,7 @@ class Synthesizer:
         """Returns a bank of sinusoids at the multiples of f0 (Engel et al. 2020, section 3.2).
 
         ddsp upsamples amplitudes with Hann windows that overlap by half, which is a crossfade of
-        two frames: `audio[t] = (1 - w) * (S[t] @ a[t]) + w * (S[t] @ a[t + 1])`.
+        two frames: `audio[t] = (1 - w) * (a[t] @ S[t]) + w * (a[t + 1] @ S[t])`.
 
         Args:
           amplitudes: [batch, frames, n_harmonics].
@@ -112,17 +112,31 @@ class Synthesizer:
           sine_bank: What `sine_bank` returns. It has no gradient.
         """
         ahead = tf.concat([amplitudes[:, 1:], amplitudes[:, -1:]], axis=1)
-        frames = _product(sine_bank, tf.stack([amplitudes, ahead], axis=-1))
+        frames = _product(tf.stack([amplitudes, ahead], axis=2), sine_bank)
         up = 0.5 - 0.5 * np.cos(np.pi * np.arange(self.hop_size) / self.hop_size)
-        crossfade = np.stack([1.0 - up, up], axis=-1).astype(np.float32)
-        return _flatten(tf.reduce_sum(frames * crossfade, axis=-1))
+        crossfade = np.stack([1.0 - up, up]).astype(np.float32)
+        return _flatten(tf.reduce_sum(frames * crossfade, axis=2))
 
     def sine_bank(self, f0_hz: Any) -> Any:
-        """Returns the sinusoids, [batch, frames, hop_size, n_harmonics]; silent from Nyquist on.
+        """Returns the sinusoids, [batch, frames, n_harmonics, hop_size]; silent from Nyquist on.
+
+        `phase` and `sines` are better compiled one by one: in one piece every harmonic computes
+        the phase anew, which takes twice as long.
+        """
+        return self.sines(*self.phase(f0_hz))
+
+    def phase(self, f0_hz: Any) -> tuple[Any, Any]:
+        """Returns the phase of each sample and the number of the first harmonic beyond Nyquist.
 
         f0 is interpolated linearly from frame to frame, and held after the last.
         Phase is accumulated in float64 and kept as a fraction of a cycle. ddsp's float32 running
         sum drifts: it is off by a full swing after four seconds of the higher harmonics.
+
+        Args:
+          f0_hz: [batch, frames].
+
+        Returns:
+          Both [batch, frames, hop_size].
         """
         f0 = tf.cast(f0_hz, tf.float64)[..., None]
         ahead = tf.concat([f0[:, 1:], f0[:, -1:]], axis=1)
@@ -134,7 +148,21 @@ class Synthesizer:
         before = tf.cumsum(within[..., -1:], axis=1, exclusive=True)
         cycles = (before + within) / self.sample_rate
         cycles = tf.cast(cycles - tf.floor(cycles), tf.float32)
-        return _sines(cycles, self._first_inaudible(f0_samples), self.config.n_harmonics)
+        return cycles, self._first_inaudible(f0_samples)
+
+    def sines(self, cycles: Any, first_inaudible: Any) -> Any:
+        """Returns `sine_bank`, of what `phase` returns.
+
+        Within 4e-7 of the sine of the same float32 phase.
+        """
+        number = tf.range(1, self.config.n_harmonics + 1, dtype=tf.float32)[:, None]
+        x = cycles[..., None, :] * number
+        x -= tf.round(x)
+        square, sine = x * x, 0.0
+        for coefficient in reversed(_sine_polynomial()):
+            sine = sine * square + coefficient
+        # Where NaN goes in, the phase is NaN as well.
+        return sine * x * tf.where(number >= first_inaudible[..., None, :], 0.0, 1.0)
 
     def _first_inaudible(self, f0_hz: Any) -> Any:
         """Returns the number of the first harmonic at or above Nyquist, float32.
@@ -210,19 +238,27 @@ def _reverberated(audio: Any, response_spectrum: Any) -> Any:
     return audio + wet[:, : audio.shape[1]]
 
 
-def _product(sine_bank: Any, amplitudes: Any) -> Any:
-    """Returns `sine_bank @ amplitudes`.
+def _product(amplitudes: Any, sine_bank: Any) -> Any:
+    """Returns `amplitudes @ sine_bank`.
 
-    Its gradient keeps the large factor as it lies in memory; TensorFlow's own transposes it, which
-    takes three times as long.
+    A harmonic's samples lie side by side, and its gradient takes the large factor as it lies in
+    memory: this way round both products are fast, TensorFlow's own gradient is not.
+
+    Args:
+      amplitudes: [batch, frames, 2, n_harmonics].
+      sine_bank: [batch, frames, n_harmonics, hop_size].
+
+    Returns:
+      [batch, frames, 2, hop_size].
     """
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def product(amplitudes: Any) -> Any:
         def gradient(upstream: Any) -> Any:
-            return tf.linalg.matrix_transpose(tf.matmul(upstream, sine_bank, transpose_a=True))
+            by_harmonic = tf.matmul(sine_bank, upstream, transpose_b=True)
+            return tf.linalg.matrix_transpose(by_harmonic)
 
-        return tf.matmul(sine_bank, amplitudes), gradient
+        return tf.matmul(amplitudes, sine_bank), gradient
 
     return product(amplitudes)
 
@@ -231,26 +267,6 @@ def _flatten(frames: Any) -> Any:
     """[batch, frames, hop_size] -> [batch, frames * hop_size], shape known when it is traced."""
     batch, n_frames, hop_size = frames.shape
     return tf.reshape(frames, [batch, n_frames * hop_size])
-
-
-def _sines(cycles: Any, first_inaudible: Any, n_harmonics: int) -> Any:
-    """Returns sin(2 pi k cycles) for k = 1 .. n_harmonics, zero from `first_inaudible` on.
-
-    Args:
-      cycles: Phase as a fraction of a cycle, [...].
-      first_inaudible: [...].
-      n_harmonics: How many.
-
-    Returns:
-      [..., n_harmonics]. Within 4e-7 of the sine of the same float32 phase.
-    """
-    number = tf.range(1, n_harmonics + 1, dtype=tf.float32)
-    x = cycles[..., None] * number
-    x -= tf.round(x)
-    square, sine = x * x, 0.0
-    for coefficient in reversed(_sine_polynomial()):
-        sine = sine * square + coefficient
-    return sine * x * _audible(first_inaudible, n_harmonics)
 
 
 def _distribute(amplitude: Any, distribution: Any, first_inaudible: Any) -> Any:
