@@ -111,18 +111,20 @@ def train(
     batches = Batches(
         clips, config, sample_rate=synthesizer.sample_rate, hop_size=synthesizer.hop_size
     )
-    # What is cropped is seen once.
-    budget = 0 if batches.cropped else config.cache_megabytes * 2**20
+    budget = config.cache_megabytes * 2**20
     minimised = training_loss(config.losses)
     loss_and_slopes = _loss_and_slopes(synthesizer, minimised)
+    # A crop is seen once.
+    keep = budget and not batches.cropped
     kept = _KeptClips(clips, synthesizer, minimised, budget=budget)
+    clips_of = kept.of if keep else _crops
     with _summary_log(summaries) as log:
         for step in range(int(done), config.steps):
             batch = batches[step]
             inputs = tf.constant(decoder_inputs(batch.f0_hz, batch.loudness_db))
             seed = tf.constant([config.seed, step])
             loss, *slopes = loss_and_slopes(
-                decode(inputs), inputs, model.impulse_response, kept.of(batch), seed,
+                decode(inputs), inputs, model.impulse_response, clips_of(batch), seed,
                 batches.n_samples,
             )  # fmt: skip
             gradients, norm = gradients_of(inputs, slopes)
@@ -374,9 +376,8 @@ def _loss_and_slopes(synthesizer: Synthesizer, minimised: TrainingLoss) -> Any:
     batch run side by side.
     """
 
-    @tf.function(jit_compile=True)  # type: ignore[untyped-decorator]
     def of_clip(
-        outputs: Any, clip: _Clip, noise: Any, response_spectrum: Any, n_samples: int
+        clip: _Clip, outputs: Any, noise: Any, response_spectrum: Any, n_samples: int
     ) -> tuple[Any, Any, Any]:
         with tf.GradientTape() as tape:
             tape.watch([outputs, response_spectrum])
@@ -388,24 +389,43 @@ def _loss_and_slopes(synthesizer: Synthesizer, minimised: TrainingLoss) -> Any:
         none = tf.UnconnectedGradients.ZERO
         return loss, *tape.gradient(loss, [outputs, response_spectrum], unconnected_gradients=none)
 
+    def of_crop(f0_hz: Any, phase: list[Any], audio: Any, *heard: Any) -> tuple[Any, Any, Any]:
+        clip = _Clip(f0_hz, synthesizer.sines(*phase), minimised.of_target(audio))
+        return of_clip(clip, *heard)
+
+    phase_of, of_known, of_unknown = (
+        tf.function(f, jit_compile=True) for f in (synthesizer.phase, of_clip, of_crop)
+    )
+
     @tf.function  # type: ignore[untyped-decorator]
     def of_batch(
-        raw: Any, inputs: Any, impulse_response: Any, clips: list[_Clip], seed: Any, n_samples: int
+        raw: Any,
+        inputs: Any,
+        impulse_response: Any,
+        clips: list[_Clip] | _Crops,
+        seed: Any,
+        n_samples: int,
     ) -> tuple[Any, Any, Any]:
         # What is added has no weights: the slopes along both are the same.
         outputs = absolute_levels(raw, inputs, synthesizer.config)
-        n_clips, n_rendered = len(clips), outputs.shape[1] * synthesizer.hop_size
+        n_clips, n_rendered = outputs.shape[0], outputs.shape[1] * synthesizer.hop_size
         noise = tf.random.stateless_uniform([n_clips, n_rendered], seed, minval=-1.0, maxval=1.0)
         with tf.GradientTape() as tape:
             tape.watch(impulse_response)
             spectrum = synthesizer.response_spectrum(impulse_response, n_rendered)
-        losses, slopes, spectrum_slopes = zip(
-            *(
-                of_clip(outputs[i : i + 1], clip, noise[i : i + 1], spectrum, n_samples)
-                for i, clip in enumerate(clips)
-            ),
-            strict=True,
-        )
+        heard = [
+            (outputs[i : i + 1], noise[i : i + 1], spectrum, n_samples) for i in range(n_clips)
+        ]
+        if isinstance(clips, _Crops):
+            arrays = [clips.f0_hz, *phase_of(clips.f0_hz), clips.audio]
+            crops = zip(*(tf.split(array, n_clips) for array in arrays), strict=True)
+            found = [
+                of_unknown(f0_hz, phase, audio, *each)
+                for (f0_hz, *phase, audio), each in zip(crops, heard, strict=True)
+            ]
+        else:
+            found = [of_known(clip, *each) for clip, each in zip(clips, heard, strict=True)]
+        losses, slopes, spectrum_slopes = zip(*found, strict=True)
         response_slope = tape.gradient(
             spectrum,
             impulse_response,
@@ -435,6 +455,20 @@ class _Clip(NamedTuple):
     f0_hz: Any
     sine_bank: Any
     target: Any
+
+
+class _Crops(NamedTuple):
+    """What a step is told of clips of which nothing is kept: that is computed where it is needed.
+
+    Sinusoids and spectrograms then need not be written and read, and calls are few.
+    """
+
+    f0_hz: Any
+    audio: Any
+
+
+def _crops(batch: Batch) -> _Crops:
+    return _Crops(tf.constant(batch.f0_hz), tf.constant(batch.audio))
 
 
 class _KeptClips:
@@ -490,5 +524,7 @@ class _Kept:
 @functools.cache
 def _compiled(synthesizer: Synthesizer, minimised: TrainingLoss) -> tuple[Any, Any]:
     """Returns `sine_bank` and `of_target`, compiled."""
-    bank = tf.function(synthesizer.sine_bank, jit_compile=True)
-    return bank, tf.function(minimised.of_target, jit_compile=True)
+    phase = tf.function(synthesizer.phase, jit_compile=True)
+    sines = tf.function(synthesizer.sines, jit_compile=True)
+    of_target = tf.function(minimised.of_target, jit_compile=True)
+    return lambda f0_hz: sines(*phase(f0_hz)), of_target
