@@ -101,11 +101,11 @@ def train(
     if newest and _is_of(newest, config.steps):
         manager.checkpoint.restore(newest)
         if done == config.steps:
-            yield Report(int(done), _mean(recent))
+            yield Report(int(done), _mean(recent.numpy()))
     decode = tf.function(
         functools.partial(model.decoder, training=True, keep_moments=False), jit_compile=True
     )
-    gradients_of, apply = _optimization(model, optimizer, config.clip_norm)
+    update = _update(model, optimizer, config.clip_norm)
     synthesizer = model.synthesizer
     _require_same_frames(clips, synthesizer)
     batches = Batches(
@@ -118,6 +118,7 @@ def train(
     keep = budget and not batches.cropped
     kept = _KeptClips(clips, synthesizer, minimised, budget=budget)
     clips_of = kept.of if keep else _crops
+    losses = recent.numpy()
     with _summary_log(summaries) as log:
         for step in range(int(done), config.steps):
             batch = batches[step]
@@ -127,15 +128,13 @@ def train(
                 decode(inputs), inputs, model.impulse_response, clips_of(batch), seed,
                 batches.n_samples,
             )  # fmt: skip
-            gradients, norm = gradients_of(inputs, slopes)
+            norm = update(inputs, slopes, tf.convert_to_tensor(loss))
             value = float(loss)
             if not (math.isfinite(value) and math.isfinite(norm)):
-                raise DivergedError(step + 1, float(recent[-1]) if step else None)
-            apply(gradients)
+                raise DivergedError(step + 1, float(losses[-1]) if step else None)
             _prune(model, pruned_share(config, step + 1))
-            recent.assign([*recent.numpy()[1:], value])
-            done.assign(step + 1)
-            report = Report(step + 1, _mean(recent))
+            losses = np.append(losses[1:], value)
+            report = Report(step + 1, _mean(losses))
             due = report.step % REPORT_EVERY == 0 or report.step == config.steps
             if due and np.isnan(first):
                 first.assign(report.loss)
@@ -148,6 +147,8 @@ def train(
                     raise DivergedError(report.step, report.loss, what)
             # What has exploded is not kept: it would pass for sound when it is resumed.
             if manager and (report.step % config.checkpoint_every == 0 or report.step in save_at):
+                recent.assign(losses)
+                done.assign(report.step)
                 _save(manager)
             if due:
                 yield report
@@ -272,8 +273,8 @@ def _require_same_frames(clips: Clips, synthesizer: Synthesizer) -> None:
         )
 
 
-def _mean(recent: Any) -> float:
-    return float(np.nanmean(recent.numpy()))
+def _mean(losses: npt.NDArray[np.float64]) -> float:
+    return float(np.nanmean(losses))
 
 
 def _checkpoint_manager(
@@ -340,29 +341,34 @@ def _save(manager: Any) -> None:
     manager.save()
 
 
-def _optimization(model: Model, optimizer: Any, clip_norm: float) -> tuple[Any, Any]:
-    """Returns what takes slopes along outputs and response to gradients, and what applies those.
+def _update(model: Model, optimizer: Any, clip_norm: float) -> Any:
+    """Returns what takes slopes along outputs and response to gradients, and applies those.
+
+    It returns their norm before clipping. Where that or the loss is not finite, no weight changes.
 
     For its gradient the decoder runs a second time: compiled as one, that takes less time than
     keeping what the gradient needs of the first.
     """
     weights = model.trainable_variables
+    optimizer._create_all_weights(weights)  # a compiled function makes no variables
 
     @tf.function(jit_compile=True)  # type: ignore[untyped-decorator]
-    def gradients_of(inputs: Any, slopes: list[Any]) -> Any:
+    def update(inputs: Any, slopes: list[Any], loss: Any) -> Any:
         with tf.GradientTape() as tape:
             heard = [model.decoder(inputs, training=True), model.impulse_response]
         gradients = tape.gradient(heard, weights, output_gradients=slopes)
-        return tf.clip_by_global_norm(gradients, clip_norm)
+        gradients, norm = tf.clip_by_global_norm(gradients, clip_norm)
 
-    @tf.function  # type: ignore[untyped-decorator]
-    def apply(gradients: list[Any]) -> None:
-        # There are no replicas to add up over, and what would do so leaves graphs behind.
-        optimizer.apply_gradients(
-            zip(gradients, weights, strict=True), experimental_aggregate_gradients=False
-        )
+        def apply() -> None:
+            # There are no replicas to add up over, and what would do so leaves graphs behind.
+            optimizer.apply_gradients(
+                zip(gradients, weights, strict=True), experimental_aggregate_gradients=False
+            )
 
-    return gradients_of, apply
+        tf.cond(tf.math.is_finite(loss) & tf.math.is_finite(norm), apply, lambda: None)
+        return norm
+
+    return update
 
 
 @functools.cache
