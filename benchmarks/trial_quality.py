@@ -58,7 +58,8 @@ QUICK = ("ch=4, 1x1", "ch=6, 2x2", "DDSP-CNN-Tiny", "ch=16, 3x2, norm")
 WHOLE_CLIPS = ("BATCH_SIZE=8", "CROP_SECONDS=0.0")
 LONG = ("STEPS=3000", *WHOLE_CLIPS)
 BEFORE = (
-    "STEPS=300", *WHOLE_CLIPS, "LEARNING_RATE=3e-3", "REVERB_DECAY_SECONDS=0.3",
+    "STEPS=300", *WHOLE_CLIPS, "LEARNING_RATE=3e-3", "REVERB_SECONDS=1.0",
+    "REVERB_DECAY_SECONDS=0.3",
     "Synth.levels='absolute'", "train.schedule='exponential'",
 )  # fmt: skip
 

@@ -75,11 +75,11 @@ def test_every_shipped_run_varies_the_published_model(name):
     run = load_run(find_run(name))
     if name == "rnn":
         assert run.model.decoder == RnnFcConfig(256, layers_per_stack=0)
-        assert run.model.synth == SynthConfig(reverb_seconds=3.0, reverb_decay_seconds=0.15)
+        assert run.model.synth == SynthConfig(reverb_seconds=0.3, reverb_decay_seconds=0.15)
         assert run.sweep.limits.receptive_field_seconds is None
     else:
         assert run.model.decoder == REFERENCE_DECODER
-        assert run.model.synth == SynthConfig(reverb_decay_seconds=0.15)
+        assert run.model.synth == SynthConfig(reverb_seconds=0.3, reverb_decay_seconds=0.15)
     assert run.sweep.objectives == ("val_loss", "rtf_ratio")
     assert run.sweep.limits.f0_missed_share == MOST_MISSED
     assert run.space.baseline() is not None
